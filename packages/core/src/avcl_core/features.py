@@ -1,0 +1,48 @@
+"""What the walk hands to a head: final tokens and stage maps per tower, and their shapes ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tokens after the walk.
+
+    Attributes:
+        final: tower → tokens after the final norm ``[b, T, N, C]``.
+        stages: tower → the map of every stage before down-sampling, each ``[b, T, N_s, C_s]``.
+    """
+
+    final: Mapping[str, Tensor]
+    stages: Mapping[str, tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class TokenShape:
+    """Shape of one tower's tokens at one place: grid (rows, columns), leading class tokens and width."""
+
+    grid: tuple[int, int]
+    width: int
+    class_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens N."""
+        return self.grid[0] * self.grid[1] + self.class_tokens
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Shapes of :class:`Features`, known before any data is seen, from which a task builds its head.
+
+    Attributes:
+        final: tower → shape of the final tokens.
+        stages: tower → shapes of the stage maps, coarse last.
+    """
+
+    final: Mapping[str, TokenShape]
+    stages: Mapping[str, tuple[TokenShape, ...]]

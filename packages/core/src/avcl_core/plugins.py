@@ -1,0 +1,100 @@
+"""Tasks, models and methods register through entry points; a broken plug-in is listed with its error and fails when selected."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avcl_core.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from avcl_core.data.layout import Layout
+    from avcl_core.data.prepared import Prepared
+    from avcl_core.task import Task
+    from avcl_core.world.bank import SourceBank
+    from avcl_core.world.composer import WorldSize
+
+GROUPS = {"task": "avcl.tasks", "model": "avcl.models", "method": "avcl.methods"}
+
+
+@dataclass(frozen=True)
+class TaskPackage:
+    """What a task package registers: everything the rest of AVCL needs to use the task, data formats included.
+
+    Attributes:
+        name: task name in configurations (``ave``).
+        title: one line for listings and reports.
+        options: pydantic model of ``tasks.<name>`` in a configuration.
+        build: ``(options, prepared, protocol) -> Task``.
+        layout: reads the published on-disk layout below a folder; its ``problems`` name every malformed record.
+        compose: writes a generated world in the published layout: ``(bank, size, seed, out, workers)``.
+        world_size: number of clips per split of the embedded world.
+    """
+
+    name: str
+    title: str
+    options: type[BaseModel]
+    build: Callable[[Any, Prepared, str], Task]
+    layout: Callable[[Path], Layout]
+    compose: Callable[[SourceBank, WorldSize, int, Path, int], None]
+    world_size: WorldSize
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One registered plug-in: its name, where it comes from, and its error if it cannot be loaded."""
+
+    kind: str
+    name: str
+    distribution: str
+    summary: str
+    error: str | None
+
+
+def _points(kind: str) -> dict[str, Any]:
+    found = entry_points(group=GROUPS[kind])
+    return {point.name: point for point in found}
+
+
+def names(kind: str) -> list[str]:
+    """Return the registered names of a kind (``task``, ``model``, ``method``), sorted, without importing any."""
+    return sorted(_points(kind))
+
+
+@functools.cache
+def load(kind: str, name: str) -> Any:
+    """Import and return the plug-in ``name``.
+
+    Raises:
+        ConfigError: the name is unknown (with the nearest one), or the plug-in fails to import (with its error).
+    """
+    points = _points(kind)
+    if name not in points:
+        raise ConfigError(f"{kind} {name!r} is not installed{nearest(name, list(points))}")
+    try:
+        return points[name].load()
+    except Exception as error:
+        raise ConfigError(
+            f"{kind} {name!r} ({points[name].value}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+
+
+def listing(kind: str) -> list[Listed]:
+    """Load every plug-in of a kind and report each with its summary, or with its error."""
+    rows = []
+    for name, point in sorted(_points(kind).items()):
+        distribution = point.dist.name if point.dist else "?"
+        try:
+            plugin = load(kind, name)
+        except ConfigError as error:
+            rows.append(Listed(kind, name, distribution, "", str(error)))
+            continue
+        summary = getattr(plugin, "title", None) or (plugin.__doc__ or "").strip().split("\n")[0]
+        rows.append(Listed(kind, name, distribution, summary, None))
+    return rows
