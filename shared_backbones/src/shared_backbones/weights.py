@@ -1,0 +1,109 @@
+"""Getting weights into a tower: a checkpoint file (converted first where needed) or the embedded tiny weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared_backbones.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from shared_backbones.tower import Tower
+
+EMBEDDED = Path(__file__).parent / "embedded"
+REBUILD = "avcl weights pretrain"
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_header(path: Path) -> dict[str, str] | None:
+    """The metadata of a safetensors file, or None where the file is not one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError:
+        return None
+
+
+def load_tensors(tower: Tower, tensors: dict[str, Tensor], origin: str) -> None:
+    """Copy tensors into ``tower.net``; every name and shape must fit. WeightsError lists all that do not."""
+    own = tower.net.state_dict()
+    faults = compare(own, tensors)
+    if faults:
+        i = tower.info
+        raise WeightsError(f"{origin}: does not fit tower {i.name} ({i.size}, {i.variant}): {'; '.join(faults)}")
+    # Half-precision storage is exact in float32, so loading is deterministic whatever the storage.
+    tower.net.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})
+
+
+def compare(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """What differs between two tables of tensors: missing names, unknown names, wrong shapes; empty when all fit."""
+    faults = []
+    if missing := sorted(set(expected) - set(found)):
+        faults.append(f"missing {len(missing)} keys: {', '.join(missing)}")
+    if unknown := sorted(set(found) - set(expected)):
+        faults.append(f"unknown {len(unknown)} keys: {', '.join(unknown)}")
+    if shapes := [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(set(expected) & set(found))
+        if tuple(found[name].shape) != tuple(expected[name].shape)
+    ]:
+        faults.append(f"wrong shapes: {', '.join(shapes)}")
+    return faults
+
+
+def load_embedded(tower: Tower) -> None:
+    """Load the tiny weights that ship with the package. WeightsError where there are none, or the digest differs."""
+    from safetensors.torch import load_file
+
+    name = tower.info.name
+    path, manifest = EMBEDDED / f"{name}.safetensors", EMBEDDED / "manifest.json"
+    table: dict[str, Any] = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    if not path.is_file() or name not in table:
+        raise WeightsError(
+            f"tower {name}: no embedded tiny weights at {path}; rebuild them with `{REBUILD}`, "
+            "or take random weights with pretrained=False"
+        )
+    found = sha256_of(path)
+    if found != table[name]["sha256"]:
+        raise WeightsError(
+            f"{path}: sha256 {found}, manifest.json says {table[name]['sha256']}; reinstall the package or rebuild with `{REBUILD}`"
+        )
+    load_tensors(tower, load_file(path), str(path))
+
+
+def save_embedded(tower: Tower, path: Path | None = None, provenance: dict[str, Any] | None = None) -> Path:
+    """Store a tiny tower's weights in half precision and enter them in ``manifest.json`` beside them.
+
+    ``path``: the folder, default the package's own. ``provenance``: how they were made (JSON-like: command, data digest,
+    seed). Returns the file. Values round to half precision: reload before measuring anything with them.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(path) if path else EMBEDDED
+    folder.mkdir(parents=True, exist_ok=True)
+    name = tower.info.name
+    tensors = {
+        key: (tensor.detach().cpu().half() if tensor.is_floating_point() else tensor.detach().cpu()).contiguous()
+        for key, tensor in tower.net.state_dict().items()
+    }
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WeightsError(f"tower {name}: {key} is not finite in half precision; not saved")
+    file = folder / f"{name}.safetensors"
+    save_file(tensors, file, metadata={"tower": name, "variant": tower.info.variant, "size": tower.info.size})
+    manifest = folder / "manifest.json"
+    table = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    table[name] = {"sha256": sha256_of(file), "provenance": provenance or {}}
+    manifest.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")
+    return file
