@@ -1,0 +1,276 @@
+"""The summary of one run: each score beside its controls, what was kept, and only the definitions that are defined."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from avcl_core.evaluation import continual
+from avcl_core.evaluation.matrix import START, ResultMatrix, encode_number
+from avcl_core.evaluation.record import RunRecord
+from avcl_core.evaluation.table import write_table
+
+__all__ = ["Definition", "RunRecord", "Setting", "Summary", "TestSummary", "summarise", "write_results"]
+
+Setting = Literal["incremental", "joint", "separate", "partial"]
+"""How the run's rows relate to the experiences.
+
+``incremental``: every test set was evaluated after every experience from its own on. ``joint``: one session learnt all
+experiences, so there is only the last row. ``separate``: a new model per experience, so there is only the diagonal.
+``partial``: anything else, such as a run that is not finished.
+"""
+
+_WHY = {
+    "joint": "joint training is one session: there is no result right after each experience",
+    "separate": "a new model per experience carries nothing over: only R[i,i] exists",
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number, or ``None`` with the reason why there is none."""
+
+    value: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class TestSummary:
+    """One test set: its result after each row, beside the controls, and what became of it. ``__test__`` stops pytest.
+
+    Attributes:
+        values: row → primary metric (NaN: undefined); rows where it was not evaluated are absent.
+        controls: trivial predictor → primary metric.
+        learnt: R[i,i], right after its experience.
+        final: the result after the last experience; with a model per experience, the one of its own model.
+        best: max over i ≤ t < T of R[t,i]; ``drop``: best − R[T,i], its term of FM; ``retention``: R[T,i] / R[i,i].
+    """
+
+    __test__ = False
+    name: str
+    experience: str
+    task: str
+    primary: str
+    ideal: float
+    samples: int
+    values: dict[str, float]
+    controls: dict[str, float]
+    learnt: Value
+    final: Value
+    best: Value
+    drop: Value
+    retention: Value
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One continual-learning definition over the whole stream, under its name, with its formula."""
+
+    name: str
+    formula: str
+    value: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that tables and reports print about one run; plain data."""
+
+    stream: str
+    digest: str
+    protocol: str
+    task_id: str
+    method: str
+    model: str
+    seed: int
+    setting: Setting
+    experiences: tuple[str, ...]
+    rows: tuple[str, ...]
+    tests: tuple[TestSummary, ...]
+    definitions: tuple[Definition, ...]
+    parameters: dict[str, dict[str, int]]
+    notes: tuple[str, ...]
+    skipped: tuple[str, ...]
+    matrix: ResultMatrix
+    controls: dict[str, dict[str, dict[str, float]]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``summary.json``: strict JSON, without times, ids or paths."""
+        return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
+
+
+def summarise(record: RunRecord) -> Summary:
+    """Summarise a run, finished or not. Nothing here fails on a missing entry: the reason stands in its place."""
+    setting = _setting(record)
+    return Summary(
+        stream=record.stream.name,
+        digest=record.stream.digest,
+        protocol=record.protocol,
+        task_id=record.stream.task_id,
+        method=record.method,
+        model=record.model,
+        seed=record.seed,
+        setting=setting,
+        experiences=record.experiences,
+        rows=tuple(record.matrix.rows),
+        tests=tuple(_test(record, name, setting) for name in record.matrix.columns),
+        definitions=_definitions(record, setting),
+        parameters=record.parameters(),
+        notes=record.notes,
+        skipped=tuple(f"{s.task} {s.split} {s.key}: {s.reason}" for s in record.skipped),
+        matrix=record.matrix,
+        controls=record.controls,
+    )
+
+
+def write_results(run_folder: Path) -> Summary:
+    """Write ``results/matrix.csv``, ``results/summary.json`` and ``results/table.md`` of a run folder.
+
+    The bytes depend on the run's numbers alone, so a resumed run gives the same files as an uninterrupted one.
+
+    Raises:
+        IntegrityError: a file of the run folder is missing or malformed (see :meth:`RunRecord.load`).
+    """
+    summary = summarise(RunRecord.load(run_folder))
+    folder = Path(run_folder) / "results"
+    folder.mkdir(exist_ok=True)
+    summary.matrix.write_csv(folder / "matrix.csv")
+    text = json.dumps(summary.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "summary.json").write_bytes((text + "\n").encode())
+    (folder / "table.md").write_bytes(write_table(summary).encode())
+    return summary
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ResultMatrix):
+        return value.to_json()
+    if isinstance(value, float):
+        return encode_number(value)
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Value | TestSummary | Definition):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
+    return value
+
+
+def _index(record: RunRecord) -> dict[str, int]:
+    return {name: index for index, name in enumerate(record.experiences)}
+
+
+def _setting(record: RunRecord) -> Setting:
+    """Read the setting off the cells, so that no method has to be asked what it is."""
+    names, matrix, index = record.experiences, record.matrix, _index(record)
+    position = {test.name: index[test.experience] for test in record.stream.tests}
+    rows = [row for row in matrix.rows if row != START]
+    due = [(row, test) for t, row in enumerate(names) for test, i in position.items() if i <= t]
+    if rows and all(matrix.cell(*cell) for cell in due):
+        return "incremental"
+    sessions = {step.session for step in record.steps}
+    if rows == [names[-1]] and len(sessions) <= 1 and all(matrix.cell(names[-1], test) for test in position):
+        return "joint"
+    cells = [(index[row], position[test]) for row in rows for test in position if matrix.cell(row, test)]
+    if len(rows) > 1 and all(t == i for t, i in cells):
+        return "separate"
+    return "partial"
+
+
+def _test(record: RunRecord, name: str, setting: Setting) -> TestSummary:
+    matrix, names = record.matrix, record.experiences
+    experience = next(test.experience for test in record.stream.tests if test.name == name)
+    own, last = _index(record)[experience], len(names) - 1
+    primary = matrix.primary(name)
+
+    def result(t: int) -> Value:
+        cell = matrix.cell(names[t], name)
+        if cell is None:
+            return Value(None, _WHY.get(setting, f"not evaluated after {names[t]}"))
+        return Value(cell.value) if math.isfinite(cell.value) else Value(None, f"{primary} undefined after {names[t]}")
+
+    learnt, final = result(own), result(own if setting == "separate" else last)
+    if own == last:
+        best = drop = retention = Value(None, "learnt last: nothing follows it")
+    else:
+        earlier = [result(t) for t in range(own, last)]
+        gap = next((value for value in earlier if value.value is None), None)
+        best = gap or Value(max(value.value for value in earlier if value.value is not None))
+        end = result(last)
+        drop = _combine(best, end, lambda before, after: before - after)
+        retention = _combine(learnt, end, lambda before, after: after / before if before > 0 else None)
+        if retention.value is None and not retention.reason:
+            retention = Value(None, "R[i,i] is not positive: a ratio to it is no share")
+    return TestSummary(
+        name=name,
+        experience=experience,
+        task=record.stream.experience(experience).task,
+        primary=primary or "–",
+        ideal=record.ideals.get(name, 100.0),
+        samples=record.samples.get(name, 0),
+        values={row: matrix.value(row, name) for row in matrix.rows if matrix.cell(row, name)},
+        controls={control: metrics[primary] for control, metrics in record.controls.get(name, {}).items() if primary},
+        learnt=learnt,
+        final=final,
+        best=best,
+        drop=drop,
+        retention=retention,
+    )
+
+
+def _combine(before: Value, after: Value, formula: Callable[[float, float], float | None]) -> Value:
+    if before.value is None:
+        return before
+    return after if after.value is None else Value(formula(before.value, after.value))
+
+
+def _definitions(record: RunRecord, setting: Setting) -> tuple[Definition, ...]:
+    """Every definition in order; each with its value or with the one reason that forbids it."""
+    names, matrix = record.experiences, record.matrix
+    judges = _judges(record)
+    metrics = dict.fromkeys(primary for test in matrix.columns if (primary := matrix.primary(test)))
+    general = ""
+    if isinstance(judges, str):
+        general = judges
+    elif len(metrics) > 1:
+        general = f"the test sets have different primary metrics ({', '.join(metrics)}), which are not averaged"
+    square = matrix.square(names, None if isinstance(judges, str) else judges)
+    start = np.full(len(names), np.nan) if isinstance(judges, str) else [matrix.value(START, test) for test in judges]
+    compute: dict[str, Callable[[], float]] = {
+        "A_T": lambda: continual.average(square),
+        "mean A": lambda: continual.mean_average(square),
+        "LA": lambda: continual.learning_accuracy(square),
+        **{name: (lambda name=name: continual.forgetting(square, name)) for name in continual.FORGETTING},
+        **{name: (lambda name=name: continual.backward_transfer(square, name)) for name in continual.BACKWARD_TRANSFER},
+        "FWT": lambda: continual.forward_transfer(square, start),
+    }
+    rows = []
+    for name, function in compute.items():
+        formula = continual.FORMULAS[name] + (", reference = row start" if name == "FWT" else "")
+        value, reason = None, general
+        # Zero padding would make FM_clamped a perfect 0 for a run that has only its last row.
+        if not reason and name == "FM_clamped" and len(names) > 1 and setting != "incremental":
+            reason = _WHY.get(setting, "not every entry with i ≤ t was evaluated")
+        if not reason:
+            try:
+                value = function()
+            except ValueError as error:
+                reason = _WHY[setting] if setting in _WHY and len(names) > 1 else str(error)
+        rows.append(Definition(name, formula, value, reason))
+    return tuple(rows)
+
+
+def _judges(record: RunRecord) -> list[str] | str:
+    """Return the one test set that judges each experience, or the reason why there is no square R."""
+    judges = []
+    for name in record.experiences:
+        own = [test.name for test in record.stream.tests if test.experience == name]
+        if len(own) != 1 and name not in own:
+            return f"experience {name} has {len(own)} test sets and none of its own name: R is not square"
+        judges.append(own[0] if len(own) == 1 else name)
+    return judges

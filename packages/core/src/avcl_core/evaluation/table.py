@@ -1,0 +1,113 @@
+"""The result table of one run as Markdown: every score beside its controls, every dash with its reason."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from avcl_core.evaluation.summary import Summary
+
+DASH = "–"
+
+
+def format_score(value: float | None, ideal: float) -> str:
+    """Return a score as tables print it: two decimals on a percent scale, four on a unit scale, a dash for ``None``."""
+    if value is None:
+        return DASH
+    if math.isnan(value):
+        return "undefined"
+    text = f"{value:.{2 if abs(ideal) > 1 else 4}f}"
+    return text[1:] if float(text) == 0 and text.startswith("-") else text
+
+
+class _Footnotes:
+    """Numbers the reasons behind the dashes; equal reasons share one number."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def mark(self, reason: str) -> str:
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        return f"{DASH} [{self.reasons.index(reason) + 1}]"
+
+
+def _cell(text: str) -> str:
+    """Return text that Markdown shows literally in a table cell; only names and free text can hold such characters."""
+    text = text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+
+
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return ["| " + " | ".join(_cell(text) for text in row) + " |" for row in (header, rule, *rows)]
+
+
+def write_table(summary: Summary) -> str:
+    """Return ``table.md``: results after each row, the test sets one by one, the definitions, parameters and notes."""
+    notes = _Footnotes()
+    lines = [
+        f"# {summary.stream} · {summary.method}",
+        "",
+        f"Protocol {summary.protocol}, task id {summary.task_id}, model {summary.model}, seed {summary.seed}, "
+        f"{summary.setting} training. Scores are each test set's primary metric; larger is better.",
+        "",
+        "## Result after each experience",
+        "",
+    ]
+    tests = summary.tests
+    body = [
+        [row, *(format_score(test.values[row], test.ideal) if row in test.values else DASH for test in tests)]
+        for row in summary.rows
+    ]
+    for control in dict.fromkeys(name for test in tests for name in test.controls):
+        body.append([f"*{control}*", *(format_score(test.controls.get(control), test.ideal) for test in tests)])
+    lines += _rows(["after", *(f"{test.name} ({test.primary})" for test in tests)], body)
+    lines += ["", "Rows in italics are trivial predictors. A dash is a test set that was not evaluated there.", ""]
+    lines += ["## Test sets", ""]
+    header = ["test set", "metric", "samples", "controls", "R[i,i]", "final", "best before", "drop", "retention"]
+    body = []
+    for test in tests:
+        numbers = [
+            notes.mark(entry.reason) if entry.value is None else format_score(entry.value, scale)
+            for entry, scale in (
+                (test.learnt, test.ideal),
+                (test.final, test.ideal),
+                (test.best, test.ideal),
+                (test.drop, test.ideal),
+                (test.retention, 1.0),
+            )
+        ]
+        controls = ", ".join(f"{name} {format_score(value, test.ideal)}" for name, value in test.controls.items())
+        body.append([test.name, test.primary, str(test.samples), controls or DASH, *numbers])
+    lines += _rows(header, body)
+    lines += [
+        "",
+        "Best before: max over i ≤ t < T of R[t,i]. Drop: best before − R[T,i]. Retention: R[T,i] / R[i,i].",
+        "",
+    ]
+    lines += ["## Over the stream", ""]
+    ideal = max((abs(test.ideal) for test in tests), default=100.0)
+    lines += _rows(
+        ["name", "value", "definition"],
+        [
+            [d.name, notes.mark(d.reason) if d.value is None else format_score(d.value, ideal), d.formula]
+            for d in summary.definitions
+        ],
+    )
+    lines.append("")
+    if notes.reasons:
+        lines += [f"[{number}] {reason}.  " for number, reason in enumerate(notes.reasons, start=1)] + [""]
+    if summary.parameters:
+        lines += ["## Parameters by owner", ""]
+        kinds = list(dict.fromkeys(kind for counts in summary.parameters.values() for kind in counts))
+        owners = [[o, *(f"{counts.get(k, 0):,}" for k in kinds)] for o, counts in summary.parameters.items()]
+        total = [f"{sum(counts.get(k, 0) for counts in summary.parameters.values()):,}" for k in kinds]
+        lines += [*_rows(["owner", *kinds], [*owners, ["total", *total]]), ""]
+    for title, entries in (("Notes", summary.notes), ("Skipped samples", summary.skipped)):
+        if entries:
+            lines += [f"## {title}", "", *(f"* {_cell(entry)}" for entry in entries), ""]
+    return "\n".join(lines)
