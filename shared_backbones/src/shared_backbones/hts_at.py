@@ -13,7 +13,9 @@ from shared_backbones.tower import Prefix, Sub, Swap, Tower, TowerInfo, refuse
 from shared_backbones.windows import from_windows, to_windows, window_attention
 
 
-def audio_config(size: int, mels: int, width: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int, joint: int):
+def audio_config(
+    size: int, mels: int, width: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int, joint: int
+):
     """The library's configuration from the few numbers that vary; ``size``: side of the square folded spectrogram."""
     return ClapAudioConfig(
         spec_size=size, num_mel_bins=mels, patch_size=4, patch_stride=[4, 4], patch_embeds_hidden_size=width,
@@ -35,7 +37,9 @@ def fit_windows(model: ClapAudioModel) -> ClapAudioModel:
             block.set_shift_and_window_size(grid)
             if block.window_size < model.config.window_size:
                 heads = block.attention.self.num_attention_heads
-                block.attention = ClapAudioAttention(model.config, block.layernorm_before.weight.numel(), heads, block.window_size)
+                block.attention = ClapAudioAttention(
+                    model.config, block.layernorm_before.weight.numel(), heads, block.window_size
+                )
                 block.attention.apply(model._init_weights)
     return model
 
@@ -47,7 +51,13 @@ class HtsAt(Tower):
     """
 
     def __init__(
-        self, name: str, size: str, net: nn.Module, audio: ClapAudioModel, logmel: LogMelOptions, joint_width: int | None = None
+        self,
+        name: str,
+        size: str,
+        net: nn.Module,
+        audio: ClapAudioModel,
+        logmel: LogMelOptions,
+        joint_width: int | None = None,
     ) -> None:
         encoder = audio.audio_encoder
         config = audio.config
@@ -134,9 +144,7 @@ class HtsAt(Tower):
         index = attn.relative_position_index
         bias = attn.relative_position_bias_table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
         mask = block.get_attn_mask(*sub.grid, dtype=normed.dtype, device=normed.device)
-        out = window_attention(
-            attn.query(x), attn.key(x), attn.value(x), attn.num_attention_heads, bias, mask, prefix
-        )
+        out = window_attention(attn.query(x), attn.key(x), attn.value(x), attn.num_attention_heads, bias, mask, prefix)
         return from_windows(block.attention.output.dense(out), sub.grid, window, shift)
 
     def final(self, tokens: Tensor) -> Tensor:

@@ -58,10 +58,18 @@ class LogMel(nn.Module):
         if wave.ndim != 2:
             raise ValueError(f"log-mel: waveform of shape {tuple(wave.shape)}; expected [B, T] at {o.sample_rate} Hz")
         if wave.shape[1] <= o.n_fft // 2:
-            raise ValueError(f"log-mel: {wave.shape[1]} samples; expected more than {o.n_fft // 2}, half an STFT window")
+            raise ValueError(
+                f"log-mel: {wave.shape[1]} samples; expected more than {o.n_fft // 2}, half an STFT window"
+            )
         with torch.autocast(wave.device.type, enabled=False):
             spectrum = torch.stft(
-                wave.float(), o.n_fft, o.hop, window=self.window.float(), center=True, pad_mode="reflect", return_complex=True
+                wave.float(),
+                o.n_fft,
+                o.hop,
+                window=self.window.float(),
+                center=True,
+                pad_mode="reflect",
+                return_complex=True,
             )
             power = spectrum.real.square() + spectrum.imag.square()
             mel = power.transpose(1, 2) @ self.bank.float()

@@ -55,7 +55,9 @@ def build(name: str, size: str, overrides: dict[str, Any], seed: int = 0, device
     known = [p for p in inspect.signature(factory).parameters if p != "size"]
     for key in overrides:
         if key not in known:
-            raise TowerError(f"tower {name}: unknown override {key!r}{nearest(key, [*known, *COMMON, 'checkpoint', 'size'])}")
+            raise TowerError(
+                f"tower {name}: unknown override {key!r}{nearest(key, [*known, *COMMON, 'checkpoint', 'size'])}"
+            )
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         return factory(size, **overrides)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ class TextEncoder:
     Learned context tokens (CoOp, PHP) go through ``token_embeddings``, replace rows, and ``forward_embeddings``.
     """
 
-    def __init__(self, tower: str, vocabulary: Vocabulary | None, expected: str, words: nn.Embedding, width: int) -> None:
+    def __init__(
+        self, tower: str, vocabulary: Vocabulary | None, expected: str, words: nn.Embedding, width: int
+    ) -> None:
         if vocabulary is not None and vocabulary.size != words.num_embeddings:
             raise WeightsError(
                 f"tower {tower}: tokenizer has {vocabulary.size} tokens, the text encoder {words.num_embeddings}; "
@@ -45,7 +47,9 @@ class TextEncoder:
         for row, text in enumerate(texts):
             tokens = [v.start, *v.encode(text), v.end]
             if len(tokens) > LENGTH:
-                raise ValueError(f"{self._tower} text: {len(tokens)} tokens, at most {LENGTH} with start and end: {text!r}")
+                raise ValueError(
+                    f"{self._tower} text: {len(tokens)} tokens, at most {LENGTH} with start and end: {text!r}"
+                )
             ids[row, : len(tokens)] = torch.tensor(tokens)
         return ids.to(self._words.weight.device)
 
@@ -80,7 +84,7 @@ class ClipText(TextEncoder):
     def __init__(self, tower: str, net: CLIPModel, vocabulary: Vocabulary | None) -> None:
         super().__init__(
             tower, vocabulary, "bpe_simple_vocab_16e6.txt.gz or a folder with vocab.json and merges.txt",
-            net.text_model.embeddings.token_embedding, net.projection_dim,
+            net.text_model.embeddings.token_embedding, cast(int, net.projection_dim),
         )  # fmt: skip
         self._net = net
 
@@ -101,13 +105,13 @@ class RobertaText(TextEncoder):
     def __init__(self, tower: str, net: ClapModel, vocabulary: Vocabulary | None) -> None:
         super().__init__(
             tower, vocabulary, "a folder with RoBERTa's vocab.json and merges.txt",
-            net.text_model.embeddings.word_embeddings, net.projection_dim,
+            net.text_model.embeddings.word_embeddings, cast(int, net.projection_dim),
         )  # fmt: skip
         self._net = net
 
     def forward_embeddings(self, embeddings: Tensor, ids: Tensor) -> Tensor:
         model: Any = self._net.text_model
-        pad = self._words.padding_idx
+        pad = cast(int, self._words.padding_idx)
         keep = ids != pad
         # RoBERTa counts positions from padding + 1 and leaves padding tokens at the padding's own position.
         positions = keep.cumsum(1) * keep + pad

@@ -91,7 +91,12 @@ class Tower(nn.Module):
     @property
     def frontend_options(self) -> dict[str, Any]:
         """All options of the parameter-free front end, JSON-like; what `frontend_digest` hashes."""
-        return {"modality": self.info.modality, "size": self.info.image_size, "mean": self.info.mean, "std": self.info.std}
+        return {
+            "modality": self.info.modality,
+            "size": self.info.image_size,
+            "mean": self.info.mean,
+            "std": self.info.std,
+        }
 
     @property
     def frontend_digest(self) -> str:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shared_backbones.errors import TowerError, WeightsError
 
@@ -38,7 +39,9 @@ def clip_vocabulary(path: str | Path) -> Vocabulary:
     """
     from transformers import CLIPTokenizer
 
-    vocab, merges = _bpe_from_gzip(Path(path)) if Path(path).is_file() else _bpe_from_folder(Path(path), "tokenizer of CLIP")
+    vocab, merges = (
+        _bpe_from_gzip(Path(path)) if Path(path).is_file() else _bpe_from_folder(Path(path), "tokenizer of CLIP")
+    )
     start, end = (_special(vocab, token, path) for token in ("<|startoftext|>", "<|endoftext|>"))
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges)
     return Vocabulary(lambda text: tokenizer.encode(text, add_special_tokens=False), start, end, 0, len(vocab))
@@ -56,16 +59,20 @@ def roberta_vocabulary(path: str | Path) -> Vocabulary:
 
 def absent(tower: str, expected: str) -> TowerError:
     """The error for text asked of a full-size tower that was created without its vocabulary."""
-    return TowerError(f"tower {tower}: text needs a vocabulary, which does not ship; create it with tokenizer=<{expected}>")
+    return TowerError(
+        f"tower {tower}: text needs a vocabulary, which does not ship; create it with tokenizer=<{expected}>"
+    )
 
 
 def _special(vocab: dict[str, int], token: str, path: str | Path) -> int:
     if token not in vocab:
-        raise WeightsError(f"{path}: no token {token!r} among {len(vocab)}; expected the vocabulary the model was trained with")
+        raise WeightsError(
+            f"{path}: no token {token!r} among {len(vocab)}; expected the vocabulary the model was trained with"
+        )
     return vocab[token]
 
 
-def _bpe_from_folder(folder: Path, what: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _bpe_from_folder(folder: Path, what: str) -> tuple[dict[str, int], Any]:
     files = folder / "vocab.json", folder / "merges.txt"
     for file in files:
         if not file.is_file():
@@ -74,7 +81,7 @@ def _bpe_from_folder(folder: Path, what: str) -> tuple[dict[str, int], list[tupl
     return json.loads(files[0].read_text(encoding="utf-8")), _pairs(lines, files[1])
 
 
-def _bpe_from_gzip(file: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _bpe_from_gzip(file: Path) -> tuple[dict[str, int], Any]:
     try:
         lines = gzip.decompress(file.read_bytes()).decode("utf-8").splitlines()
     except (OSError, EOFError, UnicodeDecodeError) as error:

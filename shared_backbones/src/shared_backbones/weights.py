@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared_backbones.convert import convert_file
 from shared_backbones.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
     from shared_backbones.tower import Tower
 
+# Constants of the geometry and counters without effect in eval mode: the tower has them already, a file may omit them.
+OPTIONAL = ("position_ids", "token_type_ids", "relative_position_index", "num_batches_tracked")
 EMBEDDED = Path(__file__).parent / "embedded"
 REBUILD = "avcl weights pretrain"
 
@@ -43,13 +47,13 @@ def load_tensors(tower: Tower, tensors: dict[str, Tensor], origin: str) -> None:
         i = tower.info
         raise WeightsError(f"{origin}: does not fit tower {i.name} ({i.size}, {i.variant}): {'; '.join(faults)}")
     # Half-precision storage is exact in float32, so loading is deterministic whatever the storage.
-    tower.net.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})
+    tower.net.load_state_dict(own | {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})
 
 
 def compare(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """What differs between two tables of tensors: missing names, unknown names, wrong shapes; empty when all fit."""
     faults = []
-    if missing := sorted(set(expected) - set(found)):
+    if missing := sorted(name for name in set(expected) - set(found) if name.rpartition(".")[2] not in OPTIONAL):
         faults.append(f"missing {len(missing)} keys: {', '.join(missing)}")
     if unknown := sorted(set(found) - set(expected)):
         faults.append(f"unknown {len(unknown)} keys: {', '.join(unknown)}")
@@ -60,6 +64,43 @@ def compare(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     ]:
         faults.append(f"wrong shapes: {', '.join(shapes)}")
     return faults
+
+
+def load_checkpoint(tower: Tower, path: Path) -> None:
+    """Load a converted file, or convert one in the authors' layout first and load that.
+
+    Raises WeightsError where the file is absent, damaged, or of another tower, size or variant.
+    """
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; expected weights of tower {tower.info.name}")
+    header = read_header(path)
+    if header is None or "tower" not in header:
+        path = converted(path, tower.info.name)
+        header = read_header(path) or {}
+    for field in ("tower", "size", "variant"):
+        found, wanted = header.get(field), getattr(tower.info, field if field != "tower" else "name")
+        if found != wanted:
+            raise WeightsError(
+                f"{path}: {field} {found!r}; expected {wanted!r}, so name the fitting one or another file"
+            )
+    load_tensors(tower, load_file(path), str(path))
+
+
+def converted(source: Path, tower: str) -> Path:
+    """The converted twin of a foreign checkpoint, made when there is none or the source has changed.
+
+    It lies beside the source, or in ``$AVCL_CACHE`` (default ``~/.cache/avcl``) where that folder cannot be written.
+    """
+    digest = sha256_of(source)
+    cache = Path(os.environ.get("AVCL_CACHE", Path.home() / ".cache" / "avcl")) / "weights"
+    places = [source.with_name(f"{source.name}.{tower}.safetensors"), cache / f"{digest[:16]}.{tower}.safetensors"]
+    for place in places:
+        if place.is_file() and (read_header(place) or {}).get("source_sha256") == digest:
+            return place
+    target = places[0] if os.access(source.parent, os.W_OK) else places[1]
+    return Path(convert_file(source, target, tower=tower).file)
 
 
 def load_embedded(tower: Tower) -> None:

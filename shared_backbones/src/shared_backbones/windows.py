@@ -46,7 +46,8 @@ def window_attention(
     batch, count, length, width = q.shape
     if prefix is not None:
         k, v = (
-            torch.cat((rows.unsqueeze(1).expand(-1, count, -1, -1), x), 2) for rows, x in zip(prefix, (k, v), strict=True)
+            torch.cat((rows.unsqueeze(1).expand(-1, count, -1, -1), x), 2)
+            for rows, x in zip(prefix, (k, v), strict=True)
         )
         bias = F.pad(bias, (k.shape[2] - length, 0))
         mask = None if mask is None else F.pad(mask, (k.shape[2] - length, 0))

@@ -40,7 +40,9 @@ class Clap(HtsAt):
 
     net: ClapModel
 
-    def __init__(self, size: str, audio, text: ClapTextConfig, front: LogMelOptions, vocabulary: Vocabulary | None) -> None:
+    def __init__(
+        self, size: str, audio, text: ClapTextConfig, front: LogMelOptions, vocabulary: Vocabulary | None
+    ) -> None:
         joint = audio.projection_dim
         config = ClapConfig(text_config=text.to_dict(), audio_config=audio.to_dict(), projection_dim=joint)
         net = ClapModel(config)

@@ -34,7 +34,9 @@ def clip_vit(size: str, variant: str | None = None, tokenizer: str | Path | None
     """Full: ``variant`` b32 (default), b16 or l14_336, text with ``tokenizer=``; tiny: 32 pixels, 17 tokens, byte-level text."""
     if size == "tiny":
         if variant is not None:
-            raise TowerError(f"tower clip_vit: variant {variant!r} picks a published size; size='tiny' has one configuration")
+            raise TowerError(
+                f"tower clip_vit: variant {variant!r} picks a published size; size='tiny' has one configuration"
+            )
         if tokenizer is not None:
             raise TowerError("tower clip_vit: tokenizer= is for size='full'; size='tiny' reads bytes")
         return ClipVit("tiny", "tiny", TINY, byte_vocabulary(start=257, end=258, pad=0))

@@ -32,7 +32,9 @@ def swin_v2(size: str, variant: str | None = None) -> SwinV2:
     """Full: ``variant`` large (default) or base, window 12, 192 pixels, ImageNet-22k geometry; tiny: 64 pixels, widths 16…128."""
     if size == "tiny":
         if variant is not None:
-            raise TowerError(f"tower swin_v2: variant {variant!r} picks a published size; size='tiny' has one configuration")
+            raise TowerError(
+                f"tower swin_v2: variant {variant!r} picks a published size; size='tiny' has one configuration"
+            )
         return SwinV2("tiny", "tiny", TINY)
     variant = variant or "large"
     if variant not in FULL:

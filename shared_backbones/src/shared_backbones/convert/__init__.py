@@ -1,0 +1,145 @@
+"""Foreign checkpoints to one safetensors file per tower, strictly, in a separate process that admits tensors only."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared_backbones.errors import WeightsError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Converter:
+    """One foreign layout of one tower.
+
+    ``recognise``: do these key names look like this layout? ``translate``: the tower's variant, its tensors under the
+    tower's own names (a key that the layout does not know keeps its name and is reported), and the names dropped on purpose.
+    """
+
+    tower: str
+    recognise: Callable[[set[str]], bool]
+    translate: Callable[[Tensors], tuple[str | None, Tensors, list[str]]]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did: the file it wrote, for which tower and variant, with which converter, from what."""
+
+    source: str
+    source_sha256: str
+    file: str
+    tower: str
+    variant: str
+    converter: str
+    tensors: int
+    dropped: tuple[str, ...]
+
+
+def formats() -> list[str]:
+    """Names of all converters: the files of this folder that are one."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("__main__", "archive"))
+
+
+def load_converter(name: str) -> Converter:
+    """The converter of a name. WeightsError for an unknown one."""
+    if name not in formats():
+        raise WeightsError(f"converter: unknown name {name!r}{nearest(name, formats())}")
+    return importlib.import_module(f"shared_backbones.convert.{name}").CONVERTER
+
+
+def convert_in_process(
+    source: Path, target: Path, converter: str | None = None, tower: str | None = None
+) -> Conversion:
+    """Read, translate, compare with the tower, write; `__main__` calls it. ``converter`` None: recognised by its keys.
+
+    Raises WeightsError, one line, listing every missing and unknown key and every wrong shape.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from shared_backbones.convert.archive import read_tensors
+    from shared_backbones.registry import build
+    from shared_backbones.weights import compare, sha256_of
+
+    tensors = read_tensors(source)
+    name = converter or _recognise(source, tensors, tower)
+    chosen = load_converter(name)
+    if tower is not None and chosen.tower != tower:
+        raise WeightsError(f"{source}: holds weights of tower {chosen.tower}, asked for {tower}")
+    variant, translated, dropped = chosen.translate(tensors)
+    expected = build(chosen.tower, "full", {"variant": variant} if variant else {}, device="meta")
+    if faults := compare(expected.net.state_dict(), translated):
+        raise WeightsError(f"{source}: not the layout {name} of tower {chosen.tower}: {'; '.join(faults)}")
+    digest = sha256_of(source)
+    label = expected.info.variant
+    metadata = {
+        "tower": chosen.tower, "size": "full", "variant": label, "converter": name, "source": source.name, "source_sha256": digest,
+    }  # fmt: skip
+    plain = {
+        k: (t.to(torch.float32) if t.is_floating_point() else t).contiguous().clone() for k, t in translated.items()
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        save_file(plain, part, metadata=metadata)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return Conversion(str(source), digest, str(target), chosen.tower, label, name, len(plain), tuple(sorted(dropped)))
+
+
+def _recognise(source: Path, tensors: Tensors, tower: str | None) -> str:
+    found = [name for name in formats() if load_converter(name).recognise(set(tensors))]
+    if tower is not None and found:
+        fitting = [name for name in found if load_converter(name).tower == tower]
+        if not fitting:
+            raise WeightsError(f"{source}: looks like {' or '.join(found)}, which is not for tower {tower}")
+        found = fitting
+    if len(found) != 1:
+        sample = ", ".join(sorted(tensors)[:4])
+        raise WeightsError(
+            f"{source}: {len(tensors)} tensors ({sample}, …) look like {' and '.join(found) or 'none'} of the known layouts "
+            f"{', '.join(formats())}; name one with converter="
+        )
+    return found[0]
+
+
+def convert_file(
+    source: str | Path, target: str | Path, converter: str | None = None, tower: str | None = None
+) -> Conversion:
+    """Convert in a fresh process, so that nothing of a foreign file ever lives in this one. WeightsError as above."""
+    source, target = Path(source), Path(target)
+    if not source.is_file():
+        raise WeightsError(f"{source}: no such file; expected a checkpoint to convert")
+    command = [sys.executable, "-P", "-m", "shared_backbones.convert", str(source), str(target)]
+    command += ["--converter", converter] if converter else []
+    command += ["--tower", tower] if tower else []
+    # The process must import this very package, also where it was found through sys.path alone.
+    search = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if done.returncode == WeightsError.exit_code:
+        raise WeightsError(done.stderr.strip().splitlines()[-1])
+    if done.returncode != 0:
+        tail = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise WeightsError(f"{source}: conversion process ended with code {done.returncode}: {tail[0]}")
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    return Conversion(**{**answer, "dropped": tuple(answer["dropped"])})
+
+
+def as_json(conversion: Conversion) -> str:
+    """A conversion as one line of JSON."""
+    return json.dumps(asdict(conversion))

@@ -1,0 +1,185 @@
+"""Tensors out of a checkpoint file without running anything that is in it: safetensors, torch files, TorchScript archives."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from shared_backbones.errors import WeightsError
+
+# Where checkpoints keep their tensors, tried in this order: Lightning and LAION, Swin's authors, a bare table.
+NESTS = ("state_dict", "model")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint under its own names, on the CPU; a table nested under ``state_dict`` or ``model`` is entered.
+
+    Raises WeightsError where the file is none of the known kinds or holds no named tensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; expected a checkpoint")
+    try:
+        return load_file(path)
+    except SafetensorError:
+        pass
+    if zipfile.is_zipfile(path):
+        content = _read_zip(path)
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise WeightsError(f"{path}: neither safetensors nor a torch file of tensors ({reason})") from None
+    tensors = _named_tensors(content)
+    if not tensors:
+        raise WeightsError(
+            f"{path}: no named tensors inside; expected a table of them, plain or under {' or '.join(NESTS)}"
+        )
+    return tensors
+
+
+def _named_tensors(content: Any) -> dict[str, Tensor]:
+    if isinstance(content, Inert):
+        return _script_tensors(content)
+    for nest in NESTS:
+        if isinstance(content, dict) and isinstance(content.get(nest), dict):
+            content = content[nest]
+            break
+    if not isinstance(content, dict):
+        return {}
+    return {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _script_tensors(module: Inert, prefix: str = "") -> dict[str, Tensor]:
+    """The attribute tree of a TorchScript module as one table of dotted names."""
+    found: dict[str, Tensor] = {}
+    for name, value in module.state.items():
+        if isinstance(value, Tensor):
+            found[prefix + name] = value.detach()
+        elif isinstance(value, Inert):
+            found |= _script_tensors(value, f"{prefix}{name}.")
+    return found
+
+
+class Inert:
+    """Stands for every object of a pickle that is no tensor: it takes whatever is done to it and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
+        made = super().__new__(cls)
+        made.state = {}
+        return made
+
+    state: dict[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.state = {str(key): value for key, value in state.items()}
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+    def add(self, value: Any) -> None:
+        pass
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Inert:
+        return Inert()
+
+
+_DTYPES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+    """A tensor from its storage; what is not one (a hostile call) is an inert object."""
+    if not isinstance(storage, Tensor):
+        return Inert()
+    try:
+        return torch.as_strided(storage, tuple(size), tuple(stride), int(offset))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise pickle.UnpicklingError(f"tensor of size {size}, stride {stride}, offset {offset}: {error}") from None
+
+
+def _parameter(data: Any, *rest: Any) -> Any:
+    return data if isinstance(data, Tensor) else Inert()
+
+
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Knows tensors and ordered tables; every other global is an inert class, so no foreign callable is ever reached."""
+
+    def __init__(self, file: BinaryIO, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._archive, self._root = archive, root
+        self._storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ADMITTED:
+            return _ADMITTED[module, name]
+        if module in ("torch", "torch.storage") and name in _DTYPES:
+            return _DTYPES[name]
+        return Inert
+
+    def persistent_load(self, pid: Any) -> Any:
+        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], torch.dtype):
+            return Inert()
+        dtype, key, count = pid[1], str(pid[2]), int(pid[4])
+        if key not in self._storages:
+            data = bytearray(self._archive.read(f"{self._root}/data/{key}"))
+            if sys.byteorder != "little" or self._big_endian():
+                raise pickle.UnpicklingError("big-endian file or machine")
+            if len(data) != count * dtype.itemsize:
+                raise pickle.UnpicklingError(f"storage {key} has {len(data)} bytes, expected {count * dtype.itemsize}")
+            self._storages[key] = torch.frombuffer(data, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+        return self._storages[key]
+
+    def _big_endian(self) -> bool:
+        name = f"{self._root}/byteorder"
+        return name in self._archive.namelist() and self._archive.read(name) == b"big"
+
+
+def _read_zip(path: Path) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+            if len(pickles) != 1:
+                raise WeightsError(
+                    f"{path}: a zip file with {len(pickles)} data.pkl; expected a torch checkpoint with one"
+                )
+            with archive.open(pickles[0]) as file:
+                return _TensorUnpickler(file, archive, pickles[0].split("/")[0]).load()  # type: ignore[arg-type]
+    except WeightsError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{path}: damaged torch file ({reason}); fetch it again") from None
