@@ -1,0 +1,1 @@
+"""Everything between files on disk and arrays: media, the prepared form, verification, caches."""
