@@ -24,8 +24,8 @@ class Batch:
         present: modality → bool ``[b]``; a modality that is not listed is present in every sample.
         experience: name of the experience the samples come from; ``None`` where the task id is hidden.
         stored: what a replay memory kept beside the sample (dark logits, frame indices), ``[b, …]``.
-        share: fraction of the global step's loss units that this batch carries; 1 for a whole step. A loss that is a
-            mean is multiplied by it, so that micro-batches and ranks add up to the loss of the whole step.
+        share: fraction of the whole step's loss units that this batch carries. A mean loss is multiplied by it, so that
+            micro-batches and ranks add up to the loss of the whole step; the replayed batches of a step share 1.
     """
 
     task: str

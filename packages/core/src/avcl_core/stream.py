@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from avcl_core.errors import ConfigError
@@ -120,10 +120,7 @@ class Stream:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Stream:
         """Rebuild a stream from ``to_json``'s record."""
-        experiences = tuple(
-            Experience(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
-            for entry in record["experiences"]
-        )
+        experiences = tuple(_experience(entry) for entry in record["experiences"])
         tests = tuple(TestSet(**entry) for entry in record["tests"])
         return cls(record["name"], experiences, tests, record["task_id"], record["protocol"])
 
@@ -134,12 +131,15 @@ class Stream:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _experience(record: Mapping[str, Any]) -> Experience:
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    return Experience(**fields)
+
+
 def concatenation(
     name: str, parts: Iterable[Experience], task_id: TaskId = "given", protocol: Protocol = "clean"
 ) -> Stream:
     """Concatenate experiences of any tasks into a stream with one test set per experience; indices are assigned here."""
-    from dataclasses import replace
-
     experiences = tuple(replace(part, index=index) for index, part in enumerate(parts))
     tests = tuple(TestSet(e.name, e.name) for e in experiences)
     return Stream(name, experiences, tests, task_id, protocol)

@@ -73,6 +73,10 @@ class Task(ABC):
     def head(self, spec: FeatureSpec, experience: Experience) -> nn.Module | None:
         """Return a module ``(features, batch) -> Outputs``, or ``None`` where the model reads out itself."""
 
+    def widen(self, head: nn.Module, experience: Experience) -> nn.Module:
+        """Return the head for a further experience of the same task; a growing answer list replaces it by a wider one."""
+        return head
+
     @abstractmethod
     def nll(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> Tensor:
         """Return the negative log-likelihood per sample ``[b]``: Fisher information, loss-aware replay, default loss."""

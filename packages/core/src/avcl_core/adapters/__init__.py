@@ -1,0 +1,1 @@
+"""Trainable modules that are added to frozen towers."""

@@ -1,0 +1,196 @@
+"""The configuration of a run: stream, data, towers, model, method, training and where it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from avcl_core.config.load import Source, validate
+from avcl_core.config.options import Options
+from avcl_core.errors import ConfigError
+from avcl_core.plugins import load as load_plugin
+from avcl_core.training.options import TrainingOptions
+
+
+class StreamOptions(Options):
+    """What is learnt in which order.
+
+    Attributes:
+        name: name of the stream; by default the tasks joined by ``-``.
+        tasks: task names in order.
+        task_id: whether prediction knows the experience.
+        protocol: ``clean`` or the published evaluation.
+        shuffle_labels: train on targets dealt out to other samples: a control that must stay at chance.
+    """
+
+    name: str = ""
+    tasks: tuple[str, ...] = Field(min_length=1)
+    task_id: Literal["given", "hidden"] = "given"
+    protocol: Literal["clean", "paper"] = "clean"
+    shuffle_labels: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name, or the tasks joined."""
+        return self.name or "-".join(self.tasks)
+
+
+class WorldOptions(Options):
+    """A generated world, composed when the data root does not have it yet.
+
+    Attributes:
+        bank: ``procedural`` needs no files; ``digits`` and ``folder`` take ``images`` and ``sounds``.
+        scale: factor on the number of clips of every task.
+    """
+
+    bank: Literal["procedural", "digits", "folder"] = "procedural"
+    images: Path | None = None
+    sounds: Path | None = None
+    seed: NonNegativeInt = 0
+    scale: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _folders(self) -> WorldOptions:
+        given = self.images is not None and self.sounds is not None
+        if self.bank != "procedural" and not given:
+            raise ValueError(f"bank {self.bank} needs images and sounds: the folders that hold them")
+        return self
+
+
+class DataOptions(Options):
+    """Where prepared data are: ``<root>/prepared/<task>-<size>``.
+
+    Attributes:
+        root: folder of the data.
+        world: the generated world to compose there when it is missing; ``null`` for data that you prepared yourself.
+        on_bad_sample: ``fail`` at the first quarantined sample of a split, or ``skip`` them within ``skip_budget``.
+        skip_budget: largest fraction of a split that may be skipped.
+    """
+
+    root: Path = Path("data/procedural")
+    world: WorldOptions | None = WorldOptions()
+    on_bad_sample: Literal["fail", "skip"] = "fail"
+    skip_budget: NonNegativeFloat = 0.001
+
+
+class TowerOptions(Options):
+    """A frozen tower.
+
+    Attributes:
+        name: tower name (``avcl list towers``).
+        size: ``full`` or ``tiny``.
+        variant: a published size; ``null`` for the first.
+        checkpoint: converted weights, or a file in the authors' layout.
+        tile: audio only: how often each second is repeated before the front end.
+    """
+
+    name: str
+    size: Literal["full", "tiny"] = "tiny"
+    variant: str | None = None
+    checkpoint: Path | None = None
+    tile: PositiveInt = 1
+
+
+_TOWERS: dict[Literal["visual", "audio"], TowerOptions] = {
+    "visual": TowerOptions(name="swin_v2"),
+    "audio": TowerOptions(name="htsat"),
+}
+
+
+class FabricOptions(Options):
+    """Where the run computes, as Lightning Fabric takes it."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "gpu"] = "auto"
+    devices: PositiveInt = 1
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+
+
+class RunOptions(Options):
+    """Everything that a run depends on.
+
+    Attributes:
+        tasks: task name → options of its package.
+        towers: modality → tower.
+        model, method: ``name`` of the plug-in, and its own options.
+        seed: coordinate of every draw.
+        workers: loader processes; results do not depend on it.
+        threads: CPU threads per process; ``null`` for torch's choice. Bits depend on it.
+        runs: folder for run folders.
+    """
+
+    stream: StreamOptions
+    data: DataOptions = DataOptions()
+    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    towers: dict[Literal["visual", "audio"], TowerOptions] = Field(default_factory=lambda: _TOWERS)
+    model: dict[str, Any] = Field(default_factory=lambda: {"name": "residual_adapters"})
+    method: dict[str, Any] = Field(default_factory=lambda: {"name": "er"})
+    training: TrainingOptions = TrainingOptions()
+    fabric: FabricOptions = FabricOptions()
+    seed: NonNegativeInt = 0
+    workers: NonNegativeInt = 0
+    threads: PositiveInt | None = None
+    runs: Path = Path("runs")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that results depend on: not workers, places, log or commit intervals."""
+        record = self.model_dump(mode="json", exclude={"workers": True, "runs": True, "data": {"root"}})
+        del record["training"]["checkpoint_every"]
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+class Parts(Options):
+    """The plug-in options of a run, validated by the plug-ins themselves."""
+
+    tasks: dict[str, Any]
+    model: Any
+    method: Any
+
+
+def load_run(source: Source) -> tuple[RunOptions, Parts]:
+    """Validate a configuration, down to the options of its tasks, model and method.
+
+    Raises:
+        ConfigError: with file and line, field and nearest known name.
+    """
+    options = validate(RunOptions, source)
+    tasks = {name: load_plugin("task", name) for name in options.stream.tasks}
+    unused = sorted(options.tasks.keys() - tasks.keys())
+    if unused:
+        raise ConfigError(f"{source.place(('tasks', unused[0]))}: tasks.{unused[0]}: not in stream.tasks {list(tasks)}")
+    return options, Parts(
+        tasks={
+            name: validate(package.options, source, options.tasks.get(name, {}), ("tasks", name))
+            for name, package in tasks.items()
+        },
+        model=_plugin_options("model", options.model, source),
+        method=_plugin_options("method", options.method, source),
+    )
+
+
+def _plugin_options(kind: str, given: dict[str, Any], source: Source) -> Any:
+    if not isinstance(given.get("name"), str):
+        raise ConfigError(f"{source.place((kind,))}: {kind}.name: is required and was not given")
+    try:
+        plugin = load_plugin(kind, given["name"])
+    except ConfigError as error:
+        raise ConfigError(f"{source.place((kind, 'name'))}: {kind}.name: {error}") from error
+    return validate(plugin.Config, source, {k: v for k, v in given.items() if k != "name"}, (kind,))
+
+
+def paths_below(options: RunOptions, folder: Path) -> RunOptions:
+    """Return the options with relative data paths taken from ``folder``, the place where the run was started."""
+
+    def absolute(path: Path | None) -> Path | None:
+        return None if path is None else folder / path
+
+    world = options.data.world
+    if world is not None:
+        world = world.model_copy(update={"images": absolute(world.images), "sounds": absolute(world.sounds)})
+    data = options.data.model_copy(update={"root": folder / options.data.root, "world": world})
+    towers = {n: t.model_copy(update={"checkpoint": absolute(t.checkpoint)}) for n, t in options.towers.items()}
+    return options.model_copy(update={"data": data, "towers": towers})

@@ -1,0 +1,80 @@
+"""Judges a method on test sets: it sees questions only, and its decoded predictions are scored over the whole split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from avcl_core.collective import Collective
+from avcl_core.methods.base import Method
+from avcl_core.seeding import ordered
+from avcl_core.stream import Experience
+from avcl_core.task import Prediction, Task
+from avcl_core.training.loader import Loader
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one split, with the predictions that they were computed from."""
+
+    metrics: Mapping[str, float]
+    controls: Mapping[str, Mapping[str, float]]
+    predictions: Mapping[str, Prediction]
+
+
+class Evaluator:
+    """Evaluates without a branch on task, model or method.
+
+    Args:
+        loader: gives batches by key.
+        hidden: whether the experience is withheld from prediction.
+        size: samples per forward pass.
+        collective: ranks that share the work; each predicts its keys.
+        check: called between batches; raises to stop.
+    """
+
+    def __init__(
+        self, loader: Loader, hidden: bool, size: int, collective: Collective, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self.loader, self.hidden, self.size, self.collective, self.check = loader, hidden, size, collective, check
+
+    def predict(self, method: Method, experience: Experience, split: str) -> dict[str, Prediction]:
+        """Return key → decoded prediction for a split, in key order of the experience."""
+        mine = experience.keys(split)[self.collective.rank :: self.collective.world]
+        found: dict[str, Prediction] = {}
+        for batch in self.loader.batches(experience, split, self.size, mine):
+            self.check()
+            decoded = method.predict(batch.question(self.hidden))
+            arrays = {name: value.cpu().numpy() for name, value in decoded.items()}
+            for row, key in enumerate(batch.keys):
+                found[key] = {name: value[row] for name, value in arrays.items()}
+        merged: dict[str, Prediction] = {}
+        for part in self.collective.join(found):
+            merged |= part
+        return {key: merged[key] for key in experience.keys(split)}
+
+    def evaluate(self, method: Method, task: Task, experience: Experience, split: str) -> Evaluation:
+        """Predict and score a split; controls are trivial predictors and the predictions dealt out to other samples."""
+        predictions = self.predict(method, experience, split)
+        targets = self.loader.targets(experience, split)
+        controls = task.controls(self.loader.targets(experience, "train"), targets)
+        controls["shuffled predictions"] = task.score(_dealt(predictions), targets)
+        return Evaluation(task.score(predictions, targets), controls, predictions)
+
+    def skill(self, task: Task, experience: Experience, metrics: Mapping[str, float]) -> float:
+        """Return the primary metric as a skill score: 0 for the best trivial predictor of the selection split, 1 if perfect.
+
+        For one task this only rescales its metric; for several, skills of different metrics can be averaged.
+        """
+        split = experience.selection
+        trivial = task.controls(self.loader.targets(experience, "train"), self.loader.targets(experience, split))
+        base = max(values[task.primary] for values in trivial.values())
+        return (metrics[task.primary] - base) / (task.ideal - base) if task.ideal != base else 0.0
+
+
+def _dealt(predictions: Mapping[str, Prediction]) -> dict[str, dict[str, np.ndarray]]:
+    """Give every sample the prediction of another one: a cyclic shift of a fixed random order."""
+    keys = ordered(predictions, "dealt")
+    return {key: predictions[keys[(i + 1) % len(keys)]] for i, key in enumerate(keys)}

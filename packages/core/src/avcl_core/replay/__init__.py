@@ -1,0 +1,1 @@
+"""Memories of past samples and how they are chosen."""

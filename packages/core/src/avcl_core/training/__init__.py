@@ -1,0 +1,1 @@
+"""The training loop, its order of samples, optimisers, checkpoints and preemption."""

@@ -1,0 +1,122 @@
+"""From raw task inputs to what towers embed: normalised frames, and front-end features that are cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avcl_core.errors import ConfigError
+from shared_backbones.tower import Tower, TowerInfo
+
+Cached = Callable[[str, Callable[[], np.ndarray]], np.ndarray]
+"""``(content digest, compute) -> array``: returns the stored array or computes and stores it."""
+
+
+class Input(Protocol):
+    """Turns one raw input of one sample into the tensor ``[T, …]`` that ``Tower.embed`` takes."""
+
+    def __call__(self, raw: np.ndarray, digest: str | None) -> Tensor:
+        """Transform; ``digest`` identifies the content, ``None`` where it was augmented and must not be cached."""
+        ...
+
+
+class VisualInput:
+    """uint8 frames ``[T, H, W, 3]`` → normalised float ``[T, 3, H, W]`` with the tower's own statistics."""
+
+    def __init__(self, info: TowerInfo) -> None:
+        if info.image_size is None or info.mean is None or info.std is None:
+            raise ConfigError(f"towers.visual: {info.name} is no image tower")
+        self.size = info.image_size
+        self.mean = torch.tensor(info.mean).view(3, 1, 1)
+        self.std = torch.tensor(info.std).view(3, 1, 1)
+
+    def __call__(self, raw: np.ndarray, digest: str | None) -> Tensor:
+        """Normalise; the stored frames must have the tower's size."""
+        if raw.shape[1:] != (self.size, self.size, 3):
+            raise ConfigError(
+                f"prepared frames are {raw.shape[1:]}, towers.visual takes {(self.size, self.size, 3)}; "
+                f"run avcl data prepare with --size {self.size}"
+            )
+        frames = torch.from_numpy(np.ascontiguousarray(raw)).permute(0, 3, 1, 2).float().div_(255)
+        return frames.sub_(self.mean).div_(self.std)
+
+
+class AudioInput:
+    """One second of waveform per frame ``[T, rate]`` → the tower's front-end features ``[T, …]``.
+
+    Each second is resampled to the tower's rate, repeated ``tile`` times and given to the front end.
+
+    Args:
+        tower: the audio tower.
+        rate: sample rate of the raw input in Hz.
+        tile: how often each second is repeated (AVMOE, PHP: as often as the clip has seconds).
+        cached: a cache for the features, or ``None``.
+    """
+
+    def __init__(self, tower: Tower, rate: int, tile: int, cached: Cached | None) -> None:
+        if tower.info.sample_rate is None or tower.info.max_samples is None:
+            raise ConfigError(f"towers.audio: {tower.info.name} is no audio tower")
+        if tile * tower.info.sample_rate > tower.info.max_samples:
+            longest = tower.info.max_samples // tower.info.sample_rate
+            raise ConfigError(f"towers.audio.tile is {tile}; {tower.info.name} takes {longest} seconds at most")
+        self.tower, self.rate, self.tile, self.cached = tower, rate, tile, cached
+        self.target_rate = tower.info.sample_rate
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that the features depend on beside the samples."""
+        record = {"frontend": self.tower.frontend_digest, "rate": self.rate, "tile": self.tile}
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+    def __call__(self, raw: np.ndarray, digest: str | None) -> Tensor:
+        """Return features, from the cache where the content is known."""
+        if self.cached is None or digest is None:
+            return torch.from_numpy(self._compute(raw))
+        return torch.from_numpy(self.cached(digest, lambda: self._compute(raw)))
+
+    def _compute(self, raw: np.ndarray) -> np.ndarray:
+        import torchaudio
+
+        with one_thread(), torch.no_grad():
+            wave = torch.from_numpy(np.ascontiguousarray(raw, dtype=np.float32))
+            if self.target_rate != self.rate:
+                wave = torchaudio.functional.resample(wave, self.rate, self.target_rate)
+            return self.tower.frontend(wave.repeat(1, self.tile)).numpy()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, so that main process and workers give the same bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def make_inputs(
+    towers: Mapping[str, Tower], tiles: Mapping[str, int], rate: int, caches: Mapping[str, Callable[[str], Cached]]
+) -> dict[str, Input]:
+    """Return tower name → input transformation.
+
+    Args:
+        tiles: audio tower → repetitions of each second.
+        rate: sample rate of raw audio in Hz.
+        caches: audio tower → function from the input's digest to its cache.
+    """
+    inputs: dict[str, Input] = {}
+    for name, tower in towers.items():
+        if tower.info.modality == "visual":
+            inputs[name] = VisualInput(tower.info)
+            continue
+        plain = AudioInput(tower, rate, tiles.get(name, 1), None)
+        inputs[name] = AudioInput(tower, rate, plain.tile, caches[name](plain.digest) if name in caches else None)
+    return inputs

@@ -1,0 +1,147 @@
+"""Loads batches by key, in worker processes where asked for; the result never depends on who loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from avcl_core.batch import Batch
+from avcl_core.seeding import numpy_generator, ordered
+from avcl_core.stream import Experience
+from avcl_core.task import Task
+from avcl_core.training.inputs import Input
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which samples to load.
+
+    Attributes:
+        augment: coordinates of the augmentation draw (seed, epoch, …), ``None`` for none; the key is added to them.
+        stored: tensors that a memory kept beside the samples, already stacked.
+    """
+
+    experience: Experience
+    split: str
+    keys: tuple[str, ...]
+    augment: tuple[object, ...] | None = None
+    stored: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Loader:
+    """Turns requests into batches.
+
+    Args:
+        tasks: task name → task.
+        inputs: tower name → transformation of the raw input of that name; other raw inputs pass as tensors.
+        device: where batches end up.
+        workers: worker processes that load ahead; 0 loads in this process.
+        shuffle_labels: give each training and validation sample another one's targets: a control that must stay at chance.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        inputs: Mapping[str, Input],
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+        shuffle_labels: bool = False,
+    ) -> None:
+        self.tasks, self.inputs, self.device, self.workers = dict(tasks), dict(inputs), device, workers
+        self.shuffle_labels = shuffle_labels
+        self._datasets = {}
+        self._dealt: dict[tuple[str, str], dict[str, str]] = {}
+
+    def _dataset(self, task: str, split: str):
+        if (task, split) not in self._datasets:
+            self._datasets[task, split] = self.tasks[task].dataset(split)
+        return self._datasets[task, split]
+
+    def _targets(self, experience: Experience, split: str, key: str) -> Mapping[str, np.ndarray]:
+        if self.shuffle_labels and split != "test":
+            place = (experience.name, split)
+            if place not in self._dealt:
+                order = ordered(experience.keys(split), "shuffled labels", experience.name)
+                self._dealt[place] = dict(zip(order, [*order[1:], order[0]], strict=True))
+            key = self._dealt[place][key]
+        return self._dataset(experience.task, split).targets(key)
+
+    def read(self, request: Request) -> Batch:
+        """Load a batch into host memory."""
+        task = self.tasks[request.experience.task]
+        dataset = self._dataset(task.name, request.split)
+        rows = []
+        for key in request.keys:
+            draws = request.augment is not None and dataset.augments
+            rng = numpy_generator(*request.augment, key) if draws and request.augment is not None else None
+            digest = None if draws else dataset.digest(key)
+            raw = dataset.inputs(key, rng)
+            inputs = {
+                name: self.inputs[name](value, digest) if name in self.inputs else torch.from_numpy(np.asarray(value))
+                for name, value in raw.items()
+                if name in self.inputs or name not in task.modalities
+            }
+            targets = {
+                name: torch.from_numpy(np.asarray(value))
+                for name, value in self._targets(request.experience, request.split, key).items()
+            }
+            rows.append((inputs, targets))
+        stack = [{name: torch.stack([row[part][name] for row in rows]) for name in rows[0][part]} for part in (0, 1)]
+        return Batch(
+            task.name, request.keys, stack[0], stack[1], experience=request.experience.name, stored=dict(request.stored)
+        )
+
+    def load(self, request: Request) -> Batch:
+        """Load a batch onto the device."""
+        return self.read(request).to(self.device)
+
+    def stream(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        """Yield the batches of ``requests`` in order, loading ahead in the workers."""
+        requests = list(requests)
+        if self.workers == 0 or not requests:
+            yield from (self.load(request) for request in requests)
+            return
+        ahead = DataLoader(
+            _Requests(self, requests), batch_size=None, shuffle=False, num_workers=self.workers, worker_init_fn=_quiet
+        )
+        for batch in ahead:
+            yield batch.to(self.device)
+
+    def batches(
+        self, experience: Experience, split: str, size: int, keys: Sequence[str] | None = None
+    ) -> Iterator[Batch]:
+        """Yield a split, or the given keys of it, in order and without augmentation."""
+        wanted = experience.keys(split) if keys is None else tuple(keys)
+        cuts = range(0, len(wanted), size)
+        yield from self.stream(Request(experience, split, wanted[i : i + size]) for i in cuts)
+
+    def targets(
+        self, experience: Experience, split: str, keys: Sequence[str] | None = None
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Return key → targets of a split, without loading media."""
+        wanted = experience.keys(split) if keys is None else keys
+        return {key: {n: np.asarray(v) for n, v in self._targets(experience, split, key).items()} for key in wanted}
+
+
+class _Requests(Dataset):
+    def __init__(self, loader: Loader, requests: Sequence[Request]) -> None:
+        self.loader, self.requests = loader, requests
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.loader.read(self.requests[index])
+
+
+def _quiet(worker: int) -> None:
+    # A stop signal to the process group is for the main process, which ends its workers after the commit.
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

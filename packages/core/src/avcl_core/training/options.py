@@ -1,0 +1,41 @@
+"""Configuration of training: one set of numbers for every method."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from avcl_core.config.options import Options
+
+
+class TrainingOptions(Options):
+    """How each session is trained.
+
+    Attributes:
+        epochs: epochs per session.
+        batch_size: samples per optimiser step, over all ranks.
+        micro_batch: samples per backward pass; ``None`` for the whole batch.
+        lr: learning rate; groups scale it.
+        weight_decay: AdamW's decoupled decay.
+        schedule: ``constant`` or ``cosine`` to zero over the session.
+        warmup: fraction of the session's steps with linearly rising learning rate.
+        clip: largest gradient norm; ``None`` for no clipping.
+        selection: ``best`` epoch on the experience's selection split, or the ``last`` one.
+        evaluation_batch: samples per forward pass in evaluation.
+        log_every: steps between two logged losses.
+        checkpoint_every: steps between two commits within an epoch; epochs and phases always commit.
+    """
+
+    epochs: PositiveInt = 8
+    batch_size: PositiveInt = 16
+    micro_batch: PositiveInt | None = None
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.01
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: float = Field(0.05, ge=0, lt=1)
+    clip: PositiveFloat | None = 1.0
+    selection: Literal["best", "last"] = "best"
+    evaluation_batch: PositiveInt = 16
+    log_every: PositiveInt = 1
+    checkpoint_every: PositiveInt = 50

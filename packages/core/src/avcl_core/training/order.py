@@ -1,0 +1,44 @@
+"""The order of samples is a pure function of seed, session, epoch and key, so any step can be found again after a stop."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from avcl_core.seeding import derive, ordered
+from avcl_core.stream import Experience, Session
+
+
+@dataclass(frozen=True)
+class Portion:
+    """The samples of one optimiser step: keys of one experience."""
+
+    experience: Experience
+    keys: tuple[str, ...]
+
+
+def epoch_plan(session: Session, seed: int, epoch: int, batch_size: int, least: int = 1) -> list[Portion]:
+    """Return the steps of an epoch.
+
+    Every training sample of every experience of the session occurs once; the batches of several experiences alternate
+    in random order.
+
+    Args:
+        least: smallest size of a last, ragged batch (the number of ranks); a smaller one joins the batch before it.
+    """
+    portions: list[tuple[int, Portion]] = []
+    for experience in session.experiences:
+        keys = ordered(experience.train, seed, "order", experience.name, epoch)
+        cuts = list(range(0, len(keys), batch_size))
+        if len(cuts) > 1 and len(keys) - cuts[-1] < least:
+            cuts.pop()
+        for begin, end in zip(cuts, [*cuts[1:], len(keys)], strict=True):
+            rank = derive(seed, "alternate", experience.name, epoch, begin)
+            portions.append((rank, Portion(experience, tuple(keys[begin:end]))))
+    return [portion for _, portion in sorted(portions, key=lambda entry: entry[0])]
+
+
+def shards(count: int, parts: int) -> list[range]:
+    """Cut ``range(count)`` into ``parts`` contiguous ranges whose lengths differ by one at most; some may be empty."""
+    bounds = [count * i // parts for i in range(parts + 1)]
+    return [range(begin, end) for begin, end in itertools.pairwise(bounds)]

@@ -1,0 +1,176 @@
+"""One optimiser step from its samples: shards, micro-batches and ranks in lock-step add up to the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from avcl_core.batch import Batch
+from avcl_core.collective import Collective
+from avcl_core.errors import ConfigError, RunError
+from avcl_core.methods.base import Method, Update
+from avcl_core.ownership import Owners
+from avcl_core.replay.memory import Exemplar
+from avcl_core.seeding import seed_step, torch_generator
+from avcl_core.stream import Stream
+from avcl_core.task import Task
+from avcl_core.training.loader import Loader, Request
+from avcl_core.training.optimizers import NamedOptimizer
+from avcl_core.training.options import TrainingOptions
+from avcl_core.training.order import Portion, shards
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one backward pass sees: current samples and the replayed ones beside them."""
+
+    current: Batch
+    replayed: tuple[Batch, ...]
+
+
+class Stepper:
+    """Carries out the optimiser steps of a session.
+
+    Args:
+        autocast: context manager factory for mixed precision.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        tasks: Mapping[str, Task],
+        stream: Stream,
+        loader: Loader,
+        options: TrainingOptions,
+        optimizers: Mapping[str, NamedOptimizer],
+        collective: Collective,
+        seed: int,
+        autocast,
+    ) -> None:
+        self.method, self.tasks, self.stream, self.loader, self.options = method, tasks, stream, loader, options
+        self.optimizers, self.collective, self.seed, self.autocast = optimizers, collective, seed, autocast
+        self.owners = Owners(method.model)
+
+    def my_requests(self, portion: Portion, augment: tuple[object, ...]) -> list[Request]:
+        """Return this rank's share of a portion, one request per micro-batch."""
+        count = len(portion.keys)
+        mine = shards(count, self.collective.world)[self.collective.rank]
+        pieces = self._pieces(-(-count // self.collective.world))
+        return [
+            Request(portion.experience, "train", tuple(portion.keys[mine.start + i] for i in part), augment)
+            for part in shards(len(mine), pieces)
+        ]
+
+    def _pieces(self, count: int) -> int:
+        return 1 if self.options.micro_batch is None else -(-count // self.options.micro_batch)
+
+    def step(
+        self, batches: Sequence[Batch], count: int, coordinates: tuple[object, ...], index: int
+    ) -> dict[str, Tensor]:
+        """Do one step and return the summed loss parts of the first update (of this rank).
+
+        Args:
+            batches: this rank's micro-batches of current samples.
+            count: current samples in the whole step.
+            coordinates: what every draw of this step is seeded with.
+            index: number of the step within the session, for the schedule.
+
+        Raises:
+            RunError: a loss or gradient is not finite; nothing was changed.
+        """
+        seed_step(*coordinates, self.collective.rank)
+        self.method.model.train()
+        works = self._works(batches, count, coordinates)
+        generators = [self.method.step(work.current, work.replayed) for work in works]
+        logged: dict[str, Tensor] = {}
+        while True:
+            updates: list[Update] = []
+            live: dict[str, nn.Parameter] = {}
+            for generator in generators:
+                with self.autocast():
+                    update = next(generator, None)
+                if update is None:
+                    continue
+                if not updates:
+                    live = {n: p for n, p in self.owners.match(update.owners).items() if p.requires_grad}
+                    for parameter in live.values():
+                        parameter.grad = None
+                updates.append(update)
+                update.loss.backward(inputs=list(live.values()))
+                for name, value in update.parts.items():
+                    logged[name] = logged.get(name, 0) + value.detach()
+            if not updates:
+                return logged
+            if len(updates) != len(generators):
+                raise RunError(
+                    f"{type(self.method).__name__}.step yields {len(updates)} updates for some micro-batches, more for others"
+                )
+            self._apply(updates[0], live, logged, works, index)
+
+    def _apply(
+        self, update: Update, live: Mapping[str, nn.Parameter], logged, works: Sequence[Work], index: int
+    ) -> None:
+        self.collective.sum_gradients(live.values())
+        self.method.after_backward(update)
+        grads = [p.grad for p in live.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+        total = torch.stack([value.float() for value in logged.values()]).sum()
+        finite = torch.isfinite(norm) & torch.isfinite(total)
+        if self.collective.sum_number(float(~finite)) > 0:
+            parts = {name: float(value) for name, value in logged.items()}
+            keys = {b.experience: list(b.keys) for work in works for b in (work.current, *work.replayed)}
+            raise RunError(
+                f"loss or gradient is not finite before an optimiser step: loss parts {parts}, gradient norm {float(norm)}, samples {keys}"
+            )
+        if self.options.clip is not None and float(norm) > self.options.clip:
+            for grad in grads:
+                grad.mul_(self.options.clip / float(norm))
+        self.optimizers[update.optimizer].step(index)
+        for parameter in live.values():
+            parameter.grad = None
+
+    # ------------------------------------------------------------------ what one backward pass sees
+    def _works(self, batches: Sequence[Batch], count: int, coordinates: tuple[object, ...]) -> list[Work]:
+        coupled = self.tasks[batches[0].task].coupled
+        if coupled and len(batches) > 1:
+            raise ConfigError(
+                f"task {batches[0].task} has a loss over the whole batch; leave training.micro_batch empty"
+            )
+        current = self._shared(batches, 1.0)
+        recalled = self.method.recall(count, torch_generator(*coordinates, "recall"))
+        replayed = self._replayed(recalled, len(batches))
+        works = []
+        for piece, batch in enumerate(current):
+            beside = tuple(b for group in replayed if (b := group[piece]) is not None)
+            works.append(Work(batch, beside))
+        return works
+
+    def _replayed(self, recalled: Sequence[Exemplar], pieces: int) -> list[list[Batch | None]]:
+        groups: dict[str, list[Exemplar]] = {}
+        for exemplar in recalled:
+            groups.setdefault(exemplar.experience, []).append(exemplar)
+        found = []
+        for name, exemplars in groups.items():
+            mine = shards(len(exemplars), self.collective.world)[self.collective.rank]
+            parts = [[exemplars[mine.start + i] for i in part] for part in shards(len(mine), pieces)]
+            loaded = [self._load(name, part) if part else None for part in parts]
+            found.append(self._shared(loaded, len(exemplars) / len(recalled)))
+        return found
+
+    def _load(self, experience: str, exemplars: Sequence[Exemplar]) -> Batch:
+        names = exemplars[0].stored.keys()
+        stored = {name: torch.stack([e.stored[name] for e in exemplars]) for name in names}
+        request = Request(self.stream.experience(experience), "train", tuple(e.key for e in exemplars), None, stored)
+        return self.loader.load(request)
+
+    def _shared(self, batches: Sequence[Batch | None], weight: float) -> list:
+        """Set each batch's share so that all micro-batches of all ranks together carry ``weight``."""
+        units = [0 if b is None else self.tasks[b.task].units(b.targets) for b in batches]
+        total = self.collective.sum_number(float(sum(units)))
+        return [
+            None if b is None else replace(b, share=weight * u / total if total else 0.0)
+            for b, u in zip(batches, units, strict=True)
+        ]
