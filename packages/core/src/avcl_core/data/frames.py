@@ -82,7 +82,7 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
                 raise broken(path, "channels", f"mode {image.mode}", "3 channels (RGB)", _REPLACE)
             image.load()
             return resize(image, size)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise broken(path, "image", str(error), "a complete image file", _REPLACE) from None
 
 

@@ -38,6 +38,11 @@ def read_wave(path: Path, *, rate: int = 32000, samples: int) -> np.ndarray:
         wave = _finite(path, np.asarray(check_npy(path, samples), dtype=np.float32))
     else:
         wave = read_sound(path, rate)
+    return fit(wave, samples)
+
+
+def fit(wave: np.ndarray, samples: int) -> np.ndarray:
+    """Cut or zero-pad at the end to float32 [samples]."""
     fitted = np.zeros(samples, dtype=np.float32)
     fitted[: min(samples, len(wave))] = wave[:samples]
     return fitted
@@ -161,3 +166,16 @@ def _read_stream(path: Path, rate: int) -> np.ndarray:
             path, "sound stream", f"{len(wave) / source:.2f} s", f"{declared:.2f} s as its header says", _REPLACE
         )
     return resample(wave, source, rate)
+
+
+def probe_sound(path: Path) -> None:
+    """Open a sound file's header; MediaError when it is missing, unreadable or empty."""
+    import soundfile
+
+    _check_file(path)
+    try:
+        frames = soundfile.info(path).frames
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise broken(path, "content", str(error), "a readable sound file", _REPLACE) from None
+    if frames == 0:
+        raise broken(path, "length", "0 samples", "at least one sample", _REPLACE)

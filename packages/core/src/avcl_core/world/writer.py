@@ -165,6 +165,8 @@ def write_world(
         raise DataError(f"{root}: found files that are not a generated world; expected an empty or new folder")
     root.mkdir(parents=True, exist_ok=True)
     (root / _BEGUN).touch()
+    for staged in root.rglob(".*.tmp"):  # left by an interrupted run
+        staged.unlink()
     work = partial(_job, folder=root, bank=bank, media=media, places=where)
     media_digests: dict[str, str] = {}
     for done, (_, files) in enumerate(run_jobs(work, scenes, workers), start=1):
