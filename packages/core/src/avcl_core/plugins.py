@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from avcl_core.data.layout import Layout
+    from avcl_core.data.pool import Progress
     from avcl_core.data.prepared import Prepared
     from avcl_core.task import Task
     from avcl_core.world.bank import SourceBank
-    from avcl_core.world.composer import WorldSize
+    from avcl_core.world.writer import WorldSize
 
 GROUPS = {"task": "avcl.tasks", "model": "avcl.models", "method": "avcl.methods"}
 
@@ -33,7 +34,7 @@ class TaskPackage:
         options: pydantic model of ``tasks.<name>`` in a configuration.
         build: ``(options, prepared, protocol) -> Task``.
         layout: reads the published on-disk layout below a folder; its ``problems`` name every malformed record.
-        compose: writes a generated world in the published layout: ``(bank, size, seed, out, workers)``.
+        compose: writes a generated world in the published layout: ``(bank, size, seed, out, workers, progress)``.
         world_size: number of clips per split of the embedded world.
     """
 
@@ -42,7 +43,7 @@ class TaskPackage:
     options: type[BaseModel]
     build: Callable[[Any, Prepared, str], Task]
     layout: Callable[[Path], Layout]
-    compose: Callable[[SourceBank, WorldSize, int, Path, int], None]
+    compose: Callable[[SourceBank, WorldSize, int, Path, int, Progress | None], None]
     world_size: WorldSize
 
 

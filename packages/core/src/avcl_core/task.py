@@ -52,6 +52,8 @@ class Task(ABC):
     """Output name → kind: all that distillation and dark replay need to know."""
     coupled: ClassVar[bool] = False
     """True when the loss is not a mean over units (a correlation, say): no accumulation, outputs gathered across ranks."""
+    oracles: ClassVar[frozenset[str]] = frozenset()
+    """Names of the controls that look at the test targets: bounds to compare with, not trivial predictors."""
     modalities: ClassVar[tuple[str, ...]] = ("visual", "audio")
     """Modalities that the inputs carry."""
     audio_rate: ClassVar[int] = 32_000
@@ -99,7 +101,7 @@ class Task(ABC):
 
     @abstractmethod
     def controls(self, train: Mapping[str, Prediction], test: Mapping[str, Prediction]) -> dict[str, dict[str, float]]:
-        """Return the metrics of trivial predictors on ``test`` (name → metrics), fitted on ``train`` targets alone."""
+        """Return name → metrics on ``test`` of trivial predictors, fitted on ``train`` alone, and of :attr:`oracles`."""
 
     def table(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         """Return the result block as (label, formatted value) rows in the order that the task's community prints."""

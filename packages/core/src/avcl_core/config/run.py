@@ -43,21 +43,25 @@ class WorldOptions(Options):
     """A generated world, composed when the data root does not have it yet.
 
     Attributes:
-        bank: ``procedural`` needs no files; ``digits`` and ``folder`` take ``images`` and ``sounds``.
+        bank: ``procedural`` needs no files; ``digits`` takes MNIST ``images`` and spoken-digit ``sounds``; ``folder`` takes
+            a ``folder`` with ``images/<class>/`` and ``sounds/<class>/``.
         scale: factor on the number of clips of every task.
     """
 
     bank: Literal["procedural", "digits", "folder"] = "procedural"
     images: Path | None = None
     sounds: Path | None = None
+    folder: Path | None = None
     seed: NonNegativeInt = 0
     scale: PositiveFloat = 1.0
 
     @model_validator(mode="after")
-    def _folders(self) -> WorldOptions:
-        given = self.images is not None and self.sounds is not None
-        if self.bank != "procedural" and not given:
-            raise ValueError(f"bank {self.bank} needs images and sounds: the folders that hold them")
+    def _sources(self) -> WorldOptions:
+        needs = {"procedural": (), "digits": ("images", "sounds"), "folder": ("folder",)}[self.bank]
+        for name in ("images", "sounds", "folder"):
+            given = getattr(self, name) is not None
+            if given != (name in needs):
+                raise ValueError(f"bank {self.bank} {'takes no' if given else 'needs'} {name}")
         return self
 
 
@@ -190,7 +194,9 @@ def paths_below(options: RunOptions, folder: Path) -> RunOptions:
 
     world = options.data.world
     if world is not None:
-        world = world.model_copy(update={"images": absolute(world.images), "sounds": absolute(world.sounds)})
+        world = world.model_copy(
+            update={name: absolute(getattr(world, name)) for name in ("images", "sounds", "folder")}
+        )
     data = options.data.model_copy(update={"root": folder / options.data.root, "world": world})
     towers = {n: t.model_copy(update={"checkpoint": absolute(t.checkpoint)}) for n, t in options.towers.items()}
     return options.model_copy(update={"data": data, "towers": towers})

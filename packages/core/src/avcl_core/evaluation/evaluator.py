@@ -70,7 +70,7 @@ class Evaluator:
         """
         split = experience.selection
         trivial = task.controls(self.loader.targets(experience, "train"), self.loader.targets(experience, split))
-        base = max(values[task.primary] for values in trivial.values())
+        base = max(values[task.primary] for name, values in trivial.items() if name not in task.oracles)
         return (metrics[task.primary] - base) / (task.ideal - base) if task.ideal != base else 0.0
 
 

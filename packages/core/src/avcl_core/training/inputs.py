@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
+import torchaudio
 from torch import Tensor
 
+from avcl_core.data.frontcache import FrontendCache
 from avcl_core.errors import ConfigError
 from shared_backbones.tower import Tower, TowerInfo
-
-Cached = Callable[[str, Callable[[], np.ndarray]], np.ndarray]
-"""``(content digest, compute) -> array``: returns the stored array or computes and stores it."""
-
 
 class Input(Protocol):
     """Turns one raw input of one sample into the tensor ``[T, …]`` that ``Tower.embed`` takes."""
@@ -57,17 +56,19 @@ class AudioInput:
         tower: the audio tower.
         rate: sample rate of the raw input in Hz.
         tile: how often each second is repeated (AVMOE, PHP: as often as the clip has seconds).
-        cached: a cache for the features, or ``None``.
+        cache: folder that keeps the features by content, or ``None``.
     """
 
-    def __init__(self, tower: Tower, rate: int, tile: int, cached: Cached | None) -> None:
+    def __init__(self, tower: Tower, rate: int, tile: int, cache: Path | None) -> None:
         if tower.info.sample_rate is None or tower.info.max_samples is None:
             raise ConfigError(f"towers.audio: {tower.info.name} is no audio tower")
         if tile * tower.info.sample_rate > tower.info.max_samples:
             longest = tower.info.max_samples // tower.info.sample_rate
             raise ConfigError(f"towers.audio.tile is {tile}; {tower.info.name} takes {longest} seconds at most")
-        self.tower, self.rate, self.tile, self.cached = tower, rate, tile, cached
+        self.tower, self.rate, self.tile, self.cache = tower, rate, tile, cache
         self.target_rate = tower.info.sample_rate
+        self._shape = tuple(tower.frontend(torch.zeros(1, tile * self.target_rate)).shape[1:])
+        self._caches: dict[int, FrontendCache] = {}
 
     @property
     def digest(self) -> str:
@@ -77,13 +78,14 @@ class AudioInput:
 
     def __call__(self, raw: np.ndarray, digest: str | None) -> Tensor:
         """Return features, from the cache where the content is known."""
-        if self.cached is None or digest is None:
+        if self.cache is None or digest is None:
             return torch.from_numpy(self._compute(raw))
-        return torch.from_numpy(self.cached(digest, lambda: self._compute(raw)))
+        frames = len(raw)
+        if frames not in self._caches:
+            self._caches[frames] = FrontendCache(self.cache, self.digest, (frames, *self._shape))
+        return torch.from_numpy(self._caches[frames].get(digest, lambda: self._compute(raw)))
 
     def _compute(self, raw: np.ndarray) -> np.ndarray:
-        import torchaudio
-
         with one_thread(), torch.no_grad():
             wave = torch.from_numpy(np.ascontiguousarray(raw, dtype=np.float32))
             if self.target_rate != self.rate:
@@ -103,20 +105,18 @@ def one_thread() -> Iterator[None]:
 
 
 def make_inputs(
-    towers: Mapping[str, Tower], tiles: Mapping[str, int], rate: int, caches: Mapping[str, Callable[[str], Cached]]
+    towers: Mapping[str, Tower], tiles: Mapping[str, int], rate: int, cache: Path | None
 ) -> dict[str, Input]:
     """Return tower name → input transformation.
 
     Args:
         tiles: audio tower → repetitions of each second.
         rate: sample rate of raw audio in Hz.
-        caches: audio tower → function from the input's digest to its cache.
+        cache: folder for front-end features, or ``None``.
     """
-    inputs: dict[str, Input] = {}
-    for name, tower in towers.items():
-        if tower.info.modality == "visual":
-            inputs[name] = VisualInput(tower.info)
-            continue
-        plain = AudioInput(tower, rate, tiles.get(name, 1), None)
-        inputs[name] = AudioInput(tower, rate, plain.tile, caches[name](plain.digest) if name in caches else None)
-    return inputs
+    return {
+        name: VisualInput(tower.info)
+        if tower.info.modality == "visual"
+        else AudioInput(tower, rate, tiles.get(name, 1), cache)
+        for name, tower in towers.items()
+    }

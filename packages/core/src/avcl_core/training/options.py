@@ -33,7 +33,7 @@ class TrainingOptions(Options):
     lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.01
     schedule: Literal["constant", "cosine"] = "cosine"
-    warmup: float = Field(0.05, ge=0, lt=1)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
     clip: PositiveFloat | None = 1.0
     selection: Literal["best", "last"] = "best"
     evaluation_batch: PositiveInt = 16

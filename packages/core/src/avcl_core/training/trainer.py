@@ -169,6 +169,11 @@ class Trainer:
                 self.method.model.grow(experience)
                 self.grown.add(experience.name)
 
+    def last_session(self) -> Session:
+        """Return the session whose training the current state comes from."""
+        begins = self.at.phase == "before" and self.at.session > 0
+        return self.sessions[self.at.session - 1 if begins else self.at.session]
+
     def _move(self, label: str = "", **change: Any) -> None:
         self.at = replace(self.at, **change)
         self.commit(label)

@@ -1,0 +1,191 @@
+"""Builds everything that a configuration names: towers, data, tasks, stream, loader, and the trainer that joins them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from lightning.fabric import Fabric
+
+import shared_backbones
+from avcl_core import plugins
+from avcl_core.collective import Collective
+from avcl_core.config.run import Parts, RunOptions
+from avcl_core.data.prepared import Prepared
+from avcl_core.errors import ConfigError, DataError, IntegrityError
+from avcl_core.methods.base import Method
+from avcl_core.running.folder import RunFolder
+from avcl_core.running.provide import Bar, provide, silent
+from avcl_core.seeding import seed_step
+from avcl_core.stream import Experience, Session, Stream, concatenation
+from avcl_core.task import Task
+from avcl_core.training.inputs import make_inputs
+from avcl_core.training.loader import Loader
+from avcl_core.training.preemption import Preemption
+from avcl_core.training.trainer import Trainer
+from shared_backbones.errors import WeightsError
+from shared_backbones.tower import Tower
+
+FRAME_SIZE = 224
+"""Edge of prepared frames where no visual tower asks for another."""
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Everything of a run but its folder.
+
+    Attributes:
+        skipped: samples left out by ``on_bad_sample: skip``: task, split, key, reason.
+        digests: what the run depends on, name → SHA-256.
+    """
+
+    options: RunOptions
+    towers: Mapping[str, Tower]
+    tasks: Mapping[str, Task]
+    stream: Stream
+    sessions: tuple[Session, ...]
+    loader: Loader
+    build: Callable[[], Method]
+    digests: Mapping[str, str]
+    skipped: tuple[Mapping[str, str], ...]
+    fabric: Fabric
+
+    def trainer(
+        self,
+        folder: RunFolder,
+        preemption: Preemption,
+        collective: Collective,
+        progress: Callable[[str, float], None] = lambda line, fraction: None,
+    ) -> Trainer:
+        """Return the trainer of this assembly, recording in ``folder``."""
+        return Trainer(
+            self.build,
+            self.stream,
+            self.sessions,
+            self.tasks,
+            self.loader,
+            self.options.training,
+            self.options.seed,
+            folder.store,
+            folder,
+            self.digests,
+            preemption,
+            collective,
+            self.fabric.autocast,
+            progress,
+        )
+
+
+def make_towers(options: RunOptions) -> dict[str, Tower]:
+    """Create the configured towers; weights that do not fit are an integrity error that names them."""
+    towers = {}
+    for modality, tower in options.towers.items():
+        given = {"variant": tower.variant} if tower.variant is not None else {}
+        try:
+            made = shared_backbones.create(tower.name, size=tower.size, checkpoint=tower.checkpoint, **given)
+        except WeightsError as error:
+            raise IntegrityError(f"towers.{modality}: {error}") from error
+        except ValueError as error:
+            raise ConfigError(f"towers.{modality}: {error}") from error
+        if made.info.modality != modality:
+            raise ConfigError(f"towers.{modality}.name: {tower.name} reads {made.info.modality} input")
+        towers[modality] = made
+    return towers
+
+
+def assemble(options: RunOptions, parts: Parts, fabric: Fabric, collective: Collective, bar: Bar = silent) -> Assembly:
+    """Build a run's parts; rank 0 makes data that are missing while the others wait."""
+    towers = make_towers(options)
+    prepared = _data(options, towers, collective, bar)
+    tasks: dict[str, Task] = {
+        name: plugins.load("task", name).build(parts.tasks[name], prepared[name], options.stream.protocol)
+        for name in options.stream.tasks
+    }
+    experiences, skipped = _readable(
+        [experience for name in options.stream.tasks for experience in tasks[name].experiences()], tasks, options
+    )
+    stream = concatenation(options.stream.title, experiences, options.stream.task_id, options.stream.protocol)
+    rates = {task.audio_rate for task in tasks.values() if "audio" in task.modalities}
+    if len(rates) > 1:
+        raise ConfigError(f"stream.tasks: {list(tasks)} deliver audio at different rates {sorted(rates)}")
+    tiles = {name: tower.tile for name, tower in options.towers.items()}
+    inputs = make_inputs(towers, tiles, rates.pop() if rates else 0, options.data.root / "cache")
+    loader = Loader(tasks, inputs, fabric.device, options.workers, options.stream.shuffle_labels)
+    model_class = plugins.load("model", options.model["name"])
+    method_class = plugins.load("method", options.method["name"])
+    model_class.requires.check(options.model["name"], towers, tasks, stream)
+
+    def build() -> Method:
+        seed_step(options.seed, "model")
+        model = model_class(towers, tasks, parts.model).to(fabric.device)
+        return method_class(model, tasks, parts.method, options.seed)
+
+    digests = {
+        "configuration": options.digest,
+        "stream": stream.digest,
+        **{f"data of {name}": data.digest for name, data in prepared.items()},
+        **{f"weights of the {name} tower": tower.weights_digest() for name, tower in towers.items()},
+    }
+    sessions = method_class.sessions(stream)
+    return Assembly(options, towers, tasks, stream, sessions, loader, build, digests, tuple(skipped), fabric)
+
+
+def _data(options: RunOptions, towers: Mapping[str, Tower], collective: Collective, bar: Bar) -> dict[str, Prepared]:
+    size = towers["visual"].info.image_size if "visual" in towers else None
+    found = {}
+    for rank_first in (True, False):
+        if (collective.rank == 0) == rank_first:
+            for name in options.stream.tasks:
+                found[name] = provide(plugins.load("task", name), options.data, size or FRAME_SIZE, bar=bar)
+        collective.barrier()
+    return found
+
+
+def _readable(
+    experiences: list[Experience], tasks: Mapping[str, Task], options: RunOptions
+) -> tuple[list[Experience], list[dict[str, str]]]:
+    """Apply ``on_bad_sample``: the first unreadable sample is an error, or all are left out within the budget."""
+    kept, skipped = [], []
+    for experience in experiences:
+        splits = {}
+        for split in ("train", "val", "test"):
+            keys, bad = experience.keys(split), {}
+            dataset = tasks[experience.task].dataset(split)
+            for key in keys:
+                try:
+                    dataset.digest(key)
+                except DataError as error:
+                    if options.data.on_bad_sample == "fail":
+                        raise
+                    bad[key] = str(error)
+            if len(bad) > options.data.skip_budget * len(keys):
+                raise DataError(
+                    f"{experience.task}, split {split}: {len(bad)} of {len(keys)} samples are unreadable, more than "
+                    f"data.skip_budget {options.data.skip_budget:g}; first: {next(iter(bad.values()))}"
+                )
+            splits[split] = tuple(key for key in keys if key not in bad)
+            skipped += [{"task": experience.task, "split": split, "key": k, "reason": r} for k, r in bad.items()]
+        kept.append(replace(experience, **splits))
+    return kept, skipped
+
+
+def describe(assembly: Assembly) -> list[tuple[str, str]]:
+    """Return what a run prints before it starts: (name, value) rows."""
+    stream = assembly.stream
+    rows = [
+        ("stream", f"{stream.name} ({stream.protocol} protocol, task id {stream.task_id})"),
+        ("model", assembly.options.model["name"]),
+        ("method", assembly.options.method["name"]),
+        ("seed", str(assembly.options.seed)),
+        ("configuration", assembly.options.digest[:12]),
+    ]
+    for experience in stream.experiences:
+        sizes = " / ".join(str(len(experience.keys(split))) for split in ("train", "val", "test"))
+        rows.append((experience.name, f"{sizes} samples (train / val / test)"))
+    rows += [("skipped", f"{entry['task']} {entry['split']} {entry['key']}") for entry in assembly.skipped]
+    return rows
+
+
+def notes(assembly: Assembly) -> list[str]:
+    """Return the lines that reports print beside the scores."""
+    return [f"{task.name}: {task.splits_note}" for task in assembly.tasks.values() if task.splits_note]

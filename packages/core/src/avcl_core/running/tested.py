@@ -1,0 +1,71 @@
+"""Writes and prints what ``test`` found: the task's result block, its controls, predictions, and whether the run agrees."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from avcl_core.errors import IntegrityError
+from avcl_core.evaluation.evaluator import Evaluation
+from avcl_core.running.folder import RunFolder
+from avcl_core.running.launch import Tested
+from avcl_core.task import Task
+
+
+def newest_run(runs: Path, task: str) -> Path:
+    """Return the newest finished run below ``runs`` whose stream consists of ``task`` alone.
+
+    Raises:
+        IntegrityError: there is none.
+    """
+    found = []
+    for path in runs.glob("*/*/*/run.json"):
+        record = json.loads(path.read_text())
+        stream = path.with_name("stream.json")
+        if record.get("status") == "done" and stream.is_file():
+            tasks = {e["task"] for e in json.loads(stream.read_text())["experiences"]}
+            if tasks == {task}:
+                found.append(path.parent)
+    if not found:
+        raise IntegrityError(f"{runs}: no finished run of {task}; train one, or name it with run=FOLDER")
+    return max(found, key=lambda path: path.name)
+
+
+def result_block(task: Task, evaluation: Evaluation) -> list[str]:
+    """Return the lines of a task's standard result block, with the controls beside the primary metric."""
+    rows = task.table(evaluation.metrics)
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    lines.append(f"controls ({task.primary}):")
+    for name, values in evaluation.controls.items():
+        kind = " (oracle)" if name in task.oracles else ""
+        lines.append(f"  {name}{kind}: {values[task.primary]:.2f}")
+    return lines
+
+
+def write_evaluation(run: Path, tag: str | None, found: Mapping[str, Tested]) -> list[str]:
+    """Write ``evaluations/<tag>/`` of a run and return the lines to print."""
+    folder = RunFolder(run / "evaluations" / (tag or "latest"))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    (folder.path / "results.jsonl").unlink(missing_ok=True)
+    lines = []
+    for test, tested in found.items():
+        task, evaluation, stored = tested.task, tested.evaluation, tested.stored
+        record = {
+            "row": stored.get("row", "evaluation"),
+            "test": test,
+            "task": task.name,
+            "primary": task.primary,
+            "metrics": dict(evaluation.metrics),
+            "controls": {name: dict(values) for name, values in evaluation.controls.items()},
+            "samples": len(evaluation.predictions),
+        }
+        folder.result(record, evaluation, task.pack)
+        lines += [f"{test}: {len(evaluation.predictions)} samples", *result_block(task, evaluation)]
+        if stored:
+            same = json.loads(json.dumps(dict(evaluation.metrics))) == stored["metrics"]
+            lines.append(
+                "equal to what the run stored" if same else "DIFFERS from what the run stored in results.jsonl"
+            )
+    return [*lines, f"written to {folder.path}"]
