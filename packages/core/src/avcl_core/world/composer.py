@@ -35,7 +35,7 @@ class Difficulty:
 
     def record(self) -> dict[str, Any]:
         """JSON values for ``world.json``."""
-        return asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 DIFFICULTY = Difficulty()

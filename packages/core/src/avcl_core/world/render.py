@@ -14,6 +14,8 @@ from avcl_core.world.seeds import rng_for
 
 LOUDNESS = 0.08
 """Root mean square of a source of gain 1 while it sounds."""
+_PEAK = 0.7
+"""Largest sample of a source of gain 1: clicks stay below the loudness of other sounds instead of clipping."""
 _FADE = 0.01  # seconds
 _CONTRAST = 38.0  # mean difference to the background in 8-bit steps below which an object would be hard to see
 
@@ -78,8 +80,7 @@ def sound_track(scene: Scene, bank: SourceBank, rate: int = 32000) -> np.ndarray
     for index, source in enumerate(scene.sources):
         if source.audible:
             mix += _track(scene, bank, index, rate)
-    peak = float(np.abs(mix).max())
-    return (mix if peak <= 0.99 else mix * (0.99 / peak)).astype(np.float32)
+    return np.clip(mix, -1, 1).astype(np.float32)  # by sample: scaling the whole mix would betray a loud source in quiet seconds
 
 
 def _shown(source: Source, scene: Scene, time: float) -> bool:
@@ -205,7 +206,8 @@ def _track(scene: Scene, bank: SourceBank, index: int, rate: int) -> np.ndarray:
     source = scene.sources[index]
     wave = bank.sound(source.cls, source.sound, rate)
     played = np.interp(np.arange(0, len(wave) - 1, source.pitch), np.arange(len(wave)), wave).astype(np.float32)
-    played *= np.float32(LOUDNESS * source.gain / max(float(np.sqrt(np.mean(played**2))), 1e-6))
+    level = min(LOUDNESS / max(float(np.sqrt(np.mean(played**2))), 1e-6), _PEAK / max(float(np.abs(played).max()), 1e-6))
+    played *= np.float32(level * source.gain)
     track = np.zeros(scene.seconds * rate, dtype=np.float32)
     rng = rng_for("onsets", scene.seed, index)
     for onset, offset in source.audible:

@@ -97,8 +97,8 @@ def _squeak(f: Contour, rng: np.random.Generator) -> np.ndarray:
 def _tick(f: Contour, rng: np.random.Generator) -> np.ndarray:
     cycles = _cycles(f / 100.0)  # the contour is the resonance; clicks come a hundred times slower
     impulses = np.diff(np.floor(cycles + rng.random()), prepend=0.0).clip(0, 1)
-    time = np.arange(int(0.012 * RATE)) / RATE
-    click = np.exp(-time / rng.uniform(0.0015, 0.003)) * np.sin(2 * np.pi * float(f.mean()) * time)
+    time = np.arange(int(0.03 * RATE)) / RATE
+    click = np.exp(-time / rng.uniform(0.004, 0.008)) * np.sin(2 * np.pi * float(f.mean()) * time)
     return np.fft.irfft(np.fft.rfft(impulses, _FFT) * np.fft.rfft(click, _FFT))[: len(f)] * 4
 
 

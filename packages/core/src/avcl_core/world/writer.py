@@ -141,7 +141,7 @@ def write_world(
     when the folder holds anything else.
     """
     root, where = Path(root), places or Places()
-    wish = {
+    wish: dict[str, Any] = {
         "task": task,
         "seed": seed,
         "bank": bank.describe(),
