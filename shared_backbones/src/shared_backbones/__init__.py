@@ -9,19 +9,12 @@ from shared_backbones.errors import TowerError, WeightsError
 from shared_backbones.registry import create, names, register
 
 if TYPE_CHECKING:
-    from shared_backbones.catalogue import convert, list_weights, verify
     from shared_backbones.tower import Sub, Tower, TowerInfo
     from shared_backbones.weights import save_embedded
 
-_LAZY = {
-    "Sub": "tower", "Tower": "tower", "TowerInfo": "tower", "save_embedded": "weights",
-    "list_weights": "catalogue", "verify": "catalogue", "convert": "catalogue",
-}  # fmt: skip
+_LAZY = {"Sub": "tower", "Tower": "tower", "TowerInfo": "tower", "save_embedded": "weights"}
 
-__all__ = [
-    "Sub", "Tower", "TowerError", "TowerInfo", "WeightsError", "convert", "create", "list_weights", "names", "register",
-    "save_embedded", "verify",
-]  # fmt: skip
+__all__ = ["Sub", "Tower", "TowerError", "TowerInfo", "WeightsError", "create", "names", "register", "save_embedded"]
 
 
 def __getattr__(name: str) -> Any:

@@ -84,9 +84,13 @@ def create(name: str, *, size: str = "full", checkpoint: str | Path | None = Non
         raise TowerError(f"tower {name}: give either checkpoint= or pretrained=, not both")
     if pretrained and size == "full":
         raise TowerError(f"tower {name}: full-size weights do not ship with the package; pass checkpoint=<file>")
-    tower = build(name, size, overrides, seed)
+    file = None
     if checkpoint is not None:
-        weights.load_checkpoint(tower, Path(checkpoint))
+        # Shapes alone first: a file that does not fit is refused before random weights are drawn for nothing.
+        file = weights.fitting_file(build(name, size, overrides, device="meta").info, Path(checkpoint))
+    tower = build(name, size, overrides, seed)
+    if file is not None:
+        weights.load_file_into(tower, file)
     elif size == "tiny" and pretrained is not False:
         weights.load_embedded(tower)
     return tower.set_trainable(trainable)

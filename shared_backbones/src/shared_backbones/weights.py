@@ -14,7 +14,7 @@ from shared_backbones.errors import WeightsError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from shared_backbones.tower import Tower
+    from shared_backbones.tower import Tower, TowerInfo
 
 # Constants of the geometry and counters without effect in eval mode: the tower has them already, a file may omit them.
 OPTIONAL = ("position_ids", "token_type_ids", "relative_position_index", "num_batches_tracked")
@@ -66,25 +66,30 @@ def compare(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return faults
 
 
-def load_checkpoint(tower: Tower, path: Path) -> None:
-    """Load a converted file, or convert one in the authors' layout first and load that.
+def fitting_file(info: TowerInfo, path: Path) -> Path:
+    """A converted file for a tower: the one given, or the converted twin of one in the authors' layout.
 
     Raises WeightsError where the file is absent, damaged, or of another tower, size or variant.
     """
-    from safetensors.torch import load_file
-
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file; expected weights of tower {tower.info.name}")
+        raise WeightsError(f"{path}: no such file; expected weights of tower {info.name}")
     header = read_header(path)
     if header is None or "tower" not in header:
-        path = converted(path, tower.info.name)
+        path = converted(path, info.name)
         header = read_header(path) or {}
-    for field in ("tower", "size", "variant"):
-        found, wanted = header.get(field), getattr(tower.info, field if field != "tower" else "name")
-        if found != wanted:
+    wanted = {"tower": info.name, "size": info.size, "variant": info.variant}
+    for field, value in wanted.items():
+        if header.get(field) != value:
             raise WeightsError(
-                f"{path}: {field} {found!r}; expected {wanted!r}, so name the fitting one or another file"
+                f"{path}: {field} {header.get(field)!r}; expected {value!r}, so name the fitting one or another file"
             )
+    return path
+
+
+def load_file_into(tower: Tower, path: Path) -> None:
+    """Load a converted file; every name and shape must fit. WeightsError lists all that do not."""
+    from safetensors.torch import load_file
+
     load_tensors(tower, load_file(path), str(path))
 
 
@@ -105,8 +110,6 @@ def converted(source: Path, tower: str) -> Path:
 
 def load_embedded(tower: Tower) -> None:
     """Load the tiny weights that ship with the package. WeightsError where there are none, or the digest differs."""
-    from safetensors.torch import load_file
-
     name = tower.info.name
     path, manifest = EMBEDDED / f"{name}.safetensors", EMBEDDED / "manifest.json"
     table: dict[str, Any] = json.loads(manifest.read_text()) if manifest.is_file() else {}
@@ -120,7 +123,7 @@ def load_embedded(tower: Tower) -> None:
         raise WeightsError(
             f"{path}: sha256 {found}, manifest.json says {table[name]['sha256']}; reinstall the package or rebuild with `{REBUILD}`"
         )
-    load_tensors(tower, load_file(path), str(path))
+    load_file_into(tower, path)
 
 
 def save_embedded(tower: Tower, path: Path | None = None, provenance: dict[str, Any] | None = None) -> Path:

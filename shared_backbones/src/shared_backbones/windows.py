@@ -36,11 +36,12 @@ def window_attention(
     mask: Tensor | None,
     prefix: tuple[Tensor, Tensor] | None = None,
     cosine_scale: Tensor | None = None,
+    prefix_bias: float = 0.0,
 ) -> Tensor:
     """Multi-head attention inside windows, [B, W, L, C] in and out, before the output projection.
 
     ``bias`` [heads, L, L] is the relative position bias, ``mask`` [W, L, L] the shift mask (None without a shift).
-    ``prefix``: projected key and value rows [B, n, C], seen by every window, without bias or mask. With ``cosine_scale``
+    ``prefix``: projected key and value rows [B, n, C], seen by every window, with the constant ``prefix_bias``, unmasked. With ``cosine_scale``
     [heads, 1, 1] the scores are scaled cosines (Swin-V2), else dot products over the square root of the head width.
     """
     batch, count, length, width = q.shape
@@ -49,7 +50,7 @@ def window_attention(
             torch.cat((rows.unsqueeze(1).expand(-1, count, -1, -1), x), 2)
             for rows, x in zip(prefix, (k, v), strict=True)
         )
-        bias = F.pad(bias, (k.shape[2] - length, 0))
+        bias = F.pad(bias, (k.shape[2] - length, 0), value=prefix_bias)
         mask = None if mask is None else F.pad(mask, (k.shape[2] - length, 0))
 
     def split(x: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ def clap(size: str, tokenizer: str | Path | None = None) -> Clap:
         front = LogMelOptions(sample_rate=8000, hop=80, mels=16, scale="htk", n_fft=256, high=4000.0)
         return Clap(size, audio, text, front, byte_vocabulary(start=0, end=2, pad=1))
     audio = audio_config(256, 64, 96, (2, 2, 6, 2), (4, 8, 16, 32), 8, 512)
-    text = ClapTextConfig(projection_dim=512)  # its other defaults are RoBERTa-base
+    # The library's other defaults are RoBERTa-base, but for the epsilon that RoBERTa and so LAION trained with.
+    text = ClapTextConfig(projection_dim=512, layer_norm_eps=1e-5)
     front = LogMelOptions(sample_rate=48000, hop=480, mels=64, scale="htk")
     return Clap(size, audio, text, front, roberta_vocabulary(tokenizer) if tokenizer is not None else None)
 

@@ -18,6 +18,10 @@ from shared_backbones.windows import from_windows, to_windows, window_attention
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# The position bias 16·sigmoid(·) lies between 0 and 16. A prefix row has no position, so it gets the middle of that range; with 0
+# it would carry e^-8 of a token's weight.
+PREFIX_BIAS = 8.0
+
 FULL: dict[str, dict[str, Any]] = {
     "large": {"embed_dim": 192, "num_heads": (6, 12, 24, 48)},
     "base": {"embed_dim": 128, "num_heads": (4, 8, 16, 32)},
@@ -107,7 +111,7 @@ class SwinV2(Tower):
         bias = 16 * torch.sigmoid(table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1))
         scale = attn.logit_scale.clamp(max=math.log(100.0)).exp()
         mask = cast("Tensor | None", block.attn_mask)
-        out = window_attention(q, k, v, attn.num_heads, bias, mask, prefix, scale)
+        out = window_attention(q, k, v, attn.num_heads, bias, mask, prefix, scale, PREFIX_BIAS)
         return from_windows(attn.proj(out), sub.grid, window, shift)
 
     def final(self, tokens: Tensor) -> Tensor:
