@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from shared_backbones.errors import TowerError, WeightsError
+
 from avcl_core.errors import AvclError, ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ def guarded(command: Callable[[], None]) -> None:
     """Run a command line; an error that a user can act on becomes one line and its exit code."""
     try:
         command()
-    except AvclError as error:
+    except (AvclError, WeightsError, TowerError) as error:
         print(f"error: {error}" if error.exit_code != 75 else str(error), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:

@@ -1,0 +1,5 @@
+"""``python -m avcl``."""
+
+from avcl.cli import main
+
+main()

@@ -1,0 +1,200 @@
+"""The command line of AVCL; every heavy import waits until a command needs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from avcl.cli_data import data_app
+from avcl.cli_weights import weights_app
+from avcl_core.terminal import console, guarded, split_arguments
+
+app = typer.Typer(
+    name="avcl",
+    help="Audio-visual continual learning: train, resume, evaluate and compare one model on a stream of tasks.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Show configurations.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+app.add_typer(weights_app, name="weights")
+app.add_typer(config_app, name="config")
+
+Arguments = Annotated[
+    list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="Configuration and dotted overrides.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT = "runs/embedded"
+
+
+def main() -> None:
+    """Entry point of ``avcl``."""
+    guarded(app)
+
+
+@app.command()
+def run(arguments: Arguments = None) -> None:
+    """Train a stream and write a run folder with report.html.
+
+    CONFIG is a file or the name of a shipped configuration; without it, the embedded stream runs.
+    Example: avcl run embedded method.name=finetune seed=1
+    """
+    from avcl_core.running.launch import command_line, start
+
+    source = _source(arguments)
+    with console() as shown:
+        path = start(source, command_line(), shown)
+    _finish(path)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[workers=N]")] = None,
+) -> None:
+    """Continue a stopped or killed run from its last commit; the result equals an uninterrupted run."""
+    from avcl_core.running.launch import resume as take_up
+
+    with console() as shown:
+        take_up(run, overrides or [], shown)
+    _finish(run)
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN")],
+    tag: Annotated[str | None, typer.Option(help="Checkpoint tag; by default the latest.")] = None,
+) -> None:
+    """Evaluate a commit of a run again, write predictions, and say whether they equal what the run stored."""
+    from avcl_core.running.launch import evaluate as judge
+    from avcl_core.running.tested import write_evaluation
+
+    with console() as shown:
+        found = judge(run, tag, shown)
+    for line in write_evaluation(run, tag, found):
+        print(line)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+) -> None:
+    """Write report.html: of one run into its folder, of several runs as a comparison."""
+    from avcl.report import render
+
+    print(render(runs, out))
+
+
+@app.command()
+def compare(runs: Annotated[list[Path], typer.Argument(metavar="RUN...")]) -> None:
+    """Print methods side by side, mean and spread over seeds; differences within the error are called ties."""
+    from rich.console import Console
+
+    from avcl.report import compare as join
+    from avcl.report import format_comparison_tables
+
+    screen = Console()
+    for table in format_comparison_tables(join(runs)):
+        screen.print(table)
+
+
+@app.command()
+def sweep(
+    arguments: Arguments = None,
+    method: Annotated[list[str] | None, typer.Option(help="Method; repeat for several.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed; repeat for several.")] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit each run to SLURM through submitit.")] = False,
+) -> None:
+    """Run a configuration for several methods and seeds, one after the other, then compare them."""
+    from avcl.sweep import sweep as many
+
+    config, overrides = split_arguments(arguments or [])
+    paths = many(config or DEFAULT, overrides, method or [], seed or [0], slurm)
+    if paths:
+        compare(paths)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(metavar="tasks|methods|models|towers|streams|runs")],
+    as_json: AsJson = False,
+) -> None:
+    """List what is installed, shipped or recorded; a broken plug-in is listed with its error."""
+    from avcl.listing import rows
+
+    found = rows(kind)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    _print_rows(found)
+
+
+@config_app.command("show")
+def config_show(arguments: Arguments = None) -> None:
+    """Print the complete configuration that a run would use, after extends and overrides."""
+    import yaml
+
+    from avcl_core.config.run import load_run
+
+    options, parts = load_run(_source(arguments))
+    record = json.loads(options.model_dump_json())
+    record["tasks"] = {name: json.loads(task.model_dump_json()) for name, task in parts.tasks.items()}
+    for kind in ("model", "method"):
+        record[kind] = {"name": record[kind]["name"], **json.loads(getattr(parts, kind).model_dump_json())}
+    print(yaml.safe_dump(record, sort_keys=False), end="")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check the installation: versions, devices, codecs, embedded weights, plug-ins, disk."""
+    from avcl.doctor import checks
+
+    found = checks()
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        _print_rows(found)
+    if any(row["state"] == "broken" for row in found):
+        raise typer.Exit(1)
+
+
+def _source(arguments: list[str] | None):
+    from avcl_core.config.load import read
+    from avcl_core.config.presets import find_config
+
+    config, overrides = split_arguments(arguments or [])
+    return read(find_config(config or DEFAULT, "avcl"), overrides)
+
+
+def _finish(path: Path) -> None:
+    """Write the report of a finished run and print its table."""
+    from rich.console import Console
+
+    from avcl.report import format_result_table, render
+    from avcl_core.evaluation.record import RunRecord
+
+    page = render([path])
+    Console().print(format_result_table(RunRecord.load(path)))
+    print(f"report {page}")
+
+
+def _print_rows(rows: Iterable[dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = list(rows)
+    if not rows:
+        print("none")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)

@@ -1,0 +1,78 @@
+"""``avcl weights``: the catalogue, verification, conversion, and rebuilding the embedded tiny weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+weights_app = typer.Typer(
+    help="Pretrained weights: list, verify, convert, pretrain.", no_args_is_help=True, rich_markup_mode=None
+)
+File = Annotated[Path, typer.Argument(metavar="FILE")]
+EntryName = Annotated[str | None, typer.Option("--as", help="Catalogue entry, where the file has another name.")]
+
+
+@weights_app.command("list")
+def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the weight files that towers can load: name, tower, source, licence."""
+    from shared_backbones.catalogue import list_weights
+
+    entries = [asdict(entry) for entry in list_weights()]
+    if as_json:
+        print(json.dumps(entries, indent=1))
+        return
+    for entry in entries:
+        print(f"{entry['file']}\n  tower {entry['tower']} ({entry['variant']}), {entry['size'] or 'size not known'}")
+        print(
+            f"  {entry['source']}\n  licence: {entry['licence']}; sha256: {entry['sha256'] or entry['sha256_prefix'] or 'not published'}"
+        )
+
+
+@weights_app.command()
+def verify(file: File, entry: EntryName = None) -> None:
+    """Compare a file with the digest that its publisher gave."""
+    from shared_backbones.catalogue import entry_of
+    from shared_backbones.catalogue import verify as check
+
+    found = check(file, entry_of(entry) if entry else None)
+    print(f"{found.path}: {found.status}, {found.bytes} bytes, sha256 {found.sha256}")
+    if found.status == "mismatch":
+        raise typer.Exit(3)
+
+
+@weights_app.command()
+def convert(
+    file: File,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The safetensors file to write.")],
+    entry: EntryName = None,
+) -> None:
+    """Convert a checkpoint in its authors' layout to safetensors, in a separate process that admits tensors only."""
+    from shared_backbones.catalogue import convert as change
+    from shared_backbones.catalogue import entry_of
+
+    done = change(file, out, entry_of(entry) if entry else None)
+    print(json.dumps(asdict(done), indent=1))
+
+
+@weights_app.command()
+def pretrain(
+    towers: Annotated[list[str] | None, typer.Argument(metavar="[TOWER]...", help="Default: all.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: the package's own.")] = None,
+    scenes: Annotated[int | None, typer.Option(help="Scenes to learn from.", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that compose.")] = 2,
+) -> None:
+    """Rebuild the embedded tiny weights on procedural classes that no task uses."""
+    from avcl.pretraining import TOWERS, Recipe, rebuild
+    from avcl_core.errors import ConfigError, nearest
+
+    names = towers or list(TOWERS)
+    for name in names:
+        if name not in TOWERS:
+            raise ConfigError(f"tower {name!r} has no tiny weights{nearest(name, TOWERS)}")
+    given = {key: value for key, value in {"scenes": scenes, "epochs": epochs}.items() if value is not None}
+    rebuild(names, Recipe(**given), workers, out)
