@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
+
 from avcl_core.errors import ConfigError, DataError
 from avcl_core.world import SourceBank, digits, folder, procedural
 from avcl_core.world.procedural import recipe
-from PIL import Image
 
 _spec = importlib.util.spec_from_file_location("world_files", Path(__file__).with_name("world_files.py"))
-assert _spec and _spec.loader
+assert _spec
+assert _spec.loader
 files = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(files)
 
@@ -64,7 +66,9 @@ def test_procedural_splits_hold_different_pictures_and_sounds(family):
     bank = procedural(family)
     for cls in bank.classes[::13]:
         looks = {s: {digest(bank.sprite(cls, i)) for i in bank.sprites(cls, s)} for s in ("train", "val", "test")}
-        sounds = {s: {digest(bank.sound(cls, i, 32000)) for i in bank.sounds(cls, s)[:4]} for s in ("train", "val", "test")}
+        sounds = {
+            s: {digest(bank.sound(cls, i, 32000)) for i in bank.sounds(cls, s)[:4]} for s in ("train", "val", "test")
+        }
         for found in (looks, sounds):
             assert sum(map(len, found.values())) == len(set().union(*found.values()))
         assert len(looks["train"]) == 60
@@ -104,7 +108,9 @@ def test_procedural_looks_and_sounds_tell_classes_apart():
                 edges = np.geomspace(2, len(power), 25).astype(int)
                 bands = np.log(np.add.reduceat(power, edges[:-1])[:24] + 1e-3)
                 envelope = wave[: 40000 // 400 * 400].reshape(-1, 400).std(axis=1)
-                rows.append(np.concatenate([bands - bands.mean(), 20 * np.abs(np.fft.rfft(envelope))[1:12] / envelope.sum()]))
+                rows.append(
+                    np.concatenate([bands - bands.mean(), 20 * np.abs(np.fft.rfft(envelope))[1:12] / envelope.sum()])
+                )
                 labels.append(index)
         return np.array(rows), np.array(labels)
 
@@ -234,7 +240,11 @@ def test_real_digits(real_data):
     assert sum(counts["sprites"]["val"].values()) == 10000
     assert sum(counts["sprites"]["test"].values()) == 10000
     assert [sum(counts["sounds"][s].values()) for s in ("train", "val", "test")] == [2000, 500, 500]
-    assert counts["speakers"] == {"train": ["george", "jackson", "lucas", "nicolas"], "val": ["theo"], "test": ["yweweler"]}
+    assert counts["speakers"] == {
+        "train": ["george", "jackson", "lucas", "nicolas"],
+        "val": ["theo"],
+        "test": ["yweweler"],
+    }
     for cls in bank.classes:
         assert bank.sprite(cls, bank.sprites(cls, "test")[0])[..., 3].max() == 255
         assert np.abs(bank.sound(cls, bank.sounds(cls, "test")[0], 32000)).max() > 0.01

@@ -1,9 +1,14 @@
 """Scenes: what the labels say is what is painted and played, and everything follows from the seed."""
 
 import dataclasses
+import itertools
+import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from avcl_core.errors import ConfigError
 from avcl_core.world import (
     Difficulty,
@@ -22,8 +27,6 @@ from avcl_core.world import (
     sound_track,
     spans_of,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 BANK = procedural()
 RATE = 32000
@@ -50,7 +53,7 @@ def test_spans_and_masks_are_inverse(covered):
     spans = spans_of(np.array(covered))
     assert mask_of(spans, len(covered)).tolist() == covered
     assert all(a < b for a, b in spans)
-    assert all(first[1] < second[0] for first, second in zip(spans, spans[1:], strict=False))
+    assert all(first[1] < second[0] for first, second in itertools.pairwise(spans))
 
 
 def test_label_queries():
@@ -60,7 +63,9 @@ def test_label_queries():
     assert spans_of(scene.both(first)) == ((2, 4),)
     assert not scene.audible(second).any()
     assert scene.matrix("audible", scene.classes).sum(axis=1).tolist() == [4, 0, 4]
-    twice = dataclasses.replace(scene, sources=(*scene.sources, Source(first, "train-000", "train-000", audible=((8, 10),))))
+    twice = dataclasses.replace(
+        scene, sources=(*scene.sources, Source(first, "train-000", "train-000", audible=((8, 10),)))
+    )
     assert spans_of(twice.audible(first)) == ((2, 6), (8, 10))
     assert third not in Scene("x", 3, (), 0).classes
 
@@ -72,8 +77,6 @@ def test_spans_outside_the_clip_are_refused():
 
 
 def test_scene_survives_json():
-    import json
-
     scene = build(3)
     assert Scene.from_json(json.loads(json.dumps(scene.to_json()))) == scene
 
@@ -118,10 +121,12 @@ def test_pixels_change_exactly_where_a_source_is_visible(index):
 
 
 def test_masks_are_the_alpha_of_the_sprite_and_later_sources_hide_earlier_ones():
-    solid = dict(sprite="train-000", sound="train-000", visible=((0, 1),), start=(0.5, 0.5), end=(0.5, 0.5), scale=0.5)
+    still = Source("", "train-000", "train-000", visible=((0, 1),), scale=0.5)
     ring = next(c for c in BANK.classes if c.endswith("-ring"))
     ball = next(c for c in BANK.classes if c.endswith("-ball"))
-    scene = Scene("x", 1, (Source(ball, **solid), Source(ring, **solid)), seed=1, size=128)
+    scene = Scene(
+        "x", 1, (dataclasses.replace(still, cls=ball), dataclasses.replace(still, cls=ring)), seed=1, size=128
+    )
     under, over = masks(scene, BANK, times=[0.0])[:, 0]
     alpha = BANK.sprite(ring, "train-000")[..., 3] > 127
     rows, columns = np.flatnonzero(over.any(axis=1)), np.flatnonzero(over.any(axis=0))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
+
 from avcl_core.data.media import list_frames, read_frames, read_wave
 from avcl_core.errors import ConfigError, DataError
 from avcl_core.world import (
@@ -30,7 +31,9 @@ def scenes(seed=0):
     found = []
     for split, count in SIZE.items():
         for index in range(count):
-            builder = SceneBuilder(BANK, split, rng_for(seed, split, index), seconds=SIZE.seconds, size=SIZE.size, fps=SIZE.fps)
+            builder = SceneBuilder(
+                BANK, split, rng_for(seed, split, index), seconds=SIZE.seconds, size=SIZE.size, fps=SIZE.fps
+            )
             builder.add(BANK.classes[index], visible=[(0, 3)], audible=[(1, 3)])
             found.append(builder.scene(clip_id(seed, split, index)))
     return found

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from avcl_core.data.mp4 import check_complete
 from avcl_core.data.problems import broken
 from avcl_core.errors import ConfigError
 
@@ -123,13 +124,14 @@ def _decode(path: Path) -> list:
     import av
     from av.error import FFmpegError
 
-    if not path.is_file():
-        raise broken(path, "file", "no such file", "a video file", _REPLACE)
+    check_complete(path)
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise broken(path, "picture stream", "none", "one picture stream", _REPLACE)
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise broken(path, "picture stream", "no known codec", "a video that decodes", _REPLACE)
             stream.codec_context.thread_count = 1
             promised = stream.frames
             frames = list(container.decode(stream))

@@ -10,6 +10,8 @@ import numpy as np
 
 from avcl_core.data.problems import broken
 
+_REPLACE = "replace the file or remove its clip"
+
 
 def write_mp4(path: Path, frames: np.ndarray, fps: int, wave: np.ndarray | None = None, rate: int = 32000) -> None:
     """Write uint8 RGB frames [n, H, W, 3] (H and W even) and float32 sound [samples], atomically.
@@ -52,19 +54,38 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int, wave: np.ndarray | None 
     os.replace(staged, path)
 
 
+def check_complete(path: Path) -> None:
+    """MediaError when a file is missing, or is an mp4 that is shorter than its boxes say: decoders play what is left of it."""
+    if not path.is_file():
+        raise broken(path, "file", "no such file", "a video file", _REPLACE)
+    size, place = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        if file.read(8)[4:] != b"ftyp":
+            return  # another container: the decoder's word has to do
+        while place + 8 <= size:
+            file.seek(place)
+            head = file.read(16)
+            extent = int.from_bytes(head[:4], "big")
+            if extent == 1:  # a 64-bit size follows
+                extent = int.from_bytes(head[8:16], "big")
+            if extent == 0:  # the box goes to the end of the file
+                return
+            place += max(extent, 8)
+    if place != size:
+        raise broken(path, "length", f"{size} bytes", f"{max(place, size + 1)} or more as its boxes say", _REPLACE)
+
+
 def probe(path: Path, *, picture: bool, sound: bool) -> None:
     """Open the headers of a video file and check that the wanted streams are there; MediaError otherwise."""
     import av
     from av.error import FFmpegError
 
-    action = "replace the file or remove its clip"
-    if not path.is_file():
-        raise broken(path, "file", "no such file", "a video file", action)
+    check_complete(path)
     try:
         with av.open(str(path)) as container:
             if picture and not container.streams.video:
-                raise broken(path, "picture stream", "none", "one picture stream", action)
+                raise broken(path, "picture stream", "none", "one picture stream", _REPLACE)
             if sound and not container.streams.audio:
-                raise broken(path, "sound stream", "none", "one sound stream", action)
+                raise broken(path, "sound stream", "none", "one sound stream", _REPLACE)
     except FFmpegError as error:
-        raise broken(path, "container", str(error), "a video file that opens", action) from None
+        raise broken(path, "container", str(error), "a video file that opens", _REPLACE) from None

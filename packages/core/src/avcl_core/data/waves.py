@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avcl_core.data.mp4 import check_complete
 from avcl_core.data.problems import broken
 
 _REPLACE = "replace the file or remove its clip"
@@ -142,6 +143,7 @@ def _read_stream(path: Path, rate: int) -> np.ndarray:
     import av
     from av.error import FFmpegError
 
+    check_complete(path)
     pieces: list[np.ndarray] = []
     try:
         with av.open(str(path)) as container:
@@ -150,6 +152,8 @@ def _read_stream(path: Path, rate: int) -> np.ndarray:
                     path, "sound stream", "none", "one sound stream", "add the sound or give the clip a wave file"
                 )
             stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise broken(path, "sound stream", "no known codec", "a sound stream that decodes", _REPLACE)
             source = int(stream.codec_context.sample_rate or 0)
             _check_rate(path, source)
             declared = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0

@@ -20,18 +20,19 @@ class Difficulty:
     """How hard the world is. Set from control scores and the joint upper bound alone; a change gets a new version.
 
     Ranges are drawn uniformly: ``scale`` of a sprite against the frame, ``angle`` in degrees, ``travel`` across the frame
-    during a scene, ``gain_db`` and ``pitch`` of a sound, ``snr_db`` of a scene, ``grain`` in 8-bit steps, number of ``scraps``.
+    during a scene, ``gain_db`` and ``pitch`` of a sound, ``snr_db`` of a scene, ``clutter`` and ``grain`` in 8-bit steps, number of ``scraps``.
     """
 
     version: str = "1"
-    scale: Range = (0.34, 0.52)
+    scale: Range = (0.42, 0.58)
     angle: Range = (-25.0, 25.0)
     travel: float = 0.15
     gain_db: Range = (-4.0, 2.0)
     pitch: Range = (0.93, 1.07)
     snr_db: Range = (4.0, 12.0)
-    grain: Range = (4.0, 10.0)
-    scraps: tuple[int, int] = (5, 14)
+    grain: Range = (3.0, 8.0)
+    clutter: Range = (12.0, 32.0)
+    scraps: tuple[int, int] = (3, 9)
 
     def record(self) -> dict[str, Any]:
         """JSON values for ``world.json``."""
@@ -153,6 +154,7 @@ class SceneBuilder:
             sources=tuple(self.sources),
             seed=int(self.rng.integers(2**31)),
             scraps=int(self.rng.integers(d.scraps[0], d.scraps[1] + 1)),
+            clutter=float(self.rng.uniform(*d.clutter)),
             grain=float(self.rng.uniform(*d.grain)),
             snr_db=float(self.rng.uniform(*d.snr_db)),
             size=self.size,

@@ -80,7 +80,9 @@ def sound_track(scene: Scene, bank: SourceBank, rate: int = 32000) -> np.ndarray
     for index, source in enumerate(scene.sources):
         if source.audible:
             mix += _track(scene, bank, index, rate)
-    return np.clip(mix, -1, 1).astype(np.float32)  # by sample: scaling the whole mix would betray a loud source in quiet seconds
+    return np.clip(mix, -1, 1).astype(
+        np.float32
+    )  # by sample: scaling the whole mix would betray a loud source in quiet seconds
 
 
 def _shown(source: Source, scene: Scene, time: float) -> bool:
@@ -206,7 +208,9 @@ def _track(scene: Scene, bank: SourceBank, index: int, rate: int) -> np.ndarray:
     source = scene.sources[index]
     wave = bank.sound(source.cls, source.sound, rate)
     played = np.interp(np.arange(0, len(wave) - 1, source.pitch), np.arange(len(wave)), wave).astype(np.float32)
-    level = min(LOUDNESS / max(float(np.sqrt(np.mean(played**2))), 1e-6), _PEAK / max(float(np.abs(played).max()), 1e-6))
+    level = min(
+        LOUDNESS / max(float(np.sqrt(np.mean(played**2))), 1e-6), _PEAK / max(float(np.abs(played).max()), 1e-6)
+    )
     played *= np.float32(level * source.gain)
     track = np.zeros(scene.seconds * rate, dtype=np.float32)
     rng = rng_for("onsets", scene.seed, index)

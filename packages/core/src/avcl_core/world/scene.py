@@ -56,7 +56,7 @@ class Scene:
     """Everything that a clip shows and plays. Later sources hide earlier ones.
 
     ``seed`` fixes background, scraps, pixel noise and background sound; ``scraps`` is the number of meaningless pieces in the
-    background; ``grain`` the standard deviation of pixel noise (8-bit steps); ``snr_db`` the level of a source of gain 1 over
+    background and ``clutter`` the contrast of its texture (8-bit steps); ``grain`` the standard deviation of pixel noise (8-bit steps); ``snr_db`` the level of a source of gain 1 over
     the background noise, which is there whether or not anything sounds; ``size`` in pixels (square), ``fps`` frames a second.
     """
 
@@ -65,7 +65,8 @@ class Scene:
     sources: tuple[Source, ...]
     seed: int
     scraps: int = 8
-    grain: float = 6.0
+    clutter: float = 25.0
+    grain: float = 5.0
     snr_db: float = 10.0
     size: int = 96
     fps: int = 4
