@@ -140,9 +140,25 @@ class Owners:
             for row in self.rows.values()
         ]
 
-    def frozen_digest(self) -> str:
-        """SHA-256 over all frozen tensors and their names: equal before and after every experience."""
-        return digest_tensors(self.frozen)
+    def frozen_digests(self) -> dict[str, str]:
+        """Return name → SHA-256 of every frozen tensor: equal before and after every experience."""
+        return {name: digest_tensors({name: tensor}) for name, tensor in self.frozen.items()}
+
+
+def train_mode(model: nn.Module, patterns: Iterable[str]) -> None:
+    """Put ``model`` into train mode, except what does not learn: modules of other owners, and tensors without an owner.
+
+    Otherwise dropout would wake and batch-norm statistics would move in parts that are frozen for this experience.
+    """
+    patterns = tuple(patterns)
+    model.train()
+    owners: dict[str, str | None] = {}
+    for name, module in model.named_modules():
+        owner = declared_owner(module) or owners.get(name.rpartition(".")[0])
+        owners[name] = owner
+        holds = any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
+        if holds if owner is None else not matches(owner, patterns):
+            module.training = False
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -74,7 +75,8 @@ class Bank(SiteModule):
         parts, order = [], []
         for name in names:
             rows = torch.tensor([i for i, slot in enumerate(ctx.slots) if slot == name], device=own.device)
-            parts.append(self.slots[name](own[rows], None if other is None else other[rows], ctx))
+            narrowed = replace(ctx, slots=(name,) * len(rows))
+            parts.append(self.slots[name](own[rows], None if other is None else other[rows], narrowed))
             order.append(rows)
         back = torch.argsort(torch.cat(order))
         if isinstance(parts[0], tuple):

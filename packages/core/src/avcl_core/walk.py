@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ class Ctx:
         memo: shared within the call: generated prompts, queries.
         aux: name → loss term that a model adds to the task's loss.
         generator: random numbers of this call, where a module needs its own.
+        gather: joins rows of all ranks, with gradients; a regulariser that is no mean over rows (load balance, contrast)
+            is computed on what it returns.
     """
 
     slots: tuple[str, ...] | None = None
@@ -36,6 +38,7 @@ class Ctx:
     memo: dict[str, Any] = field(default_factory=dict)
     aux: dict[str, Tensor] = field(default_factory=dict)
     generator: torch.Generator | None = None
+    gather: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
 
     def per_frame(self, frames: int) -> Ctx:
         """Return a context whose slots are repeated for each of ``frames`` frames; ``memo`` and ``aux`` stay shared."""
@@ -85,11 +88,17 @@ class DualStream:
         Steps of pair p are ``<p>.attn`` and ``<p>.mlp``; blocks that run alone have steps ``<tower><block>.<kind>``.
 
         Raises:
-            ValueError: not two towers, or pairs that are not ascending or name a block that does not exist.
+            ValueError: not two towers, one without attention, or pairs that are not ascending or name a block that does
+                not exist.
         """
         if len(towers) != 2:
             raise ValueError(f"lockstep pairs two towers, got {sorted(towers)}")
         (first, one), (second, two) = towers.items()
+        for name, tower in towers.items():
+            if any(sub.kind == "stage" for sub in tower.subs):
+                raise ValueError(
+                    f"lockstep pairs attention blocks; {name} ({tower.info.name}) has convolutional stages"
+                )
         counts = {name: _blocks(tower) for name, tower in towers.items()}
         previous = (-1, -1)
         for pair in pairs:

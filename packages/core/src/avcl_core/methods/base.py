@@ -88,9 +88,8 @@ class Method:
         )
 
     def active(self, experience: Experience) -> tuple[str, ...]:
-        """Return the owner patterns that learn during ``experience``; everything else is frozen."""
-        slot = self.model.slot(experience)
-        return ("shared", "router", f"task:{slot}", f"expert:{slot}", f"head:{experience.task}")
+        """Return the owner patterns that learn during ``experience``, by default the model's; everything else is frozen."""
+        return self.model.active(experience)
 
     def optimizers(self, session: Session) -> dict[str, tuple[Group, ...]]:
         """Return optimiser name → groups; rebuilt for every session."""
@@ -113,7 +112,8 @@ class Method:
 
         Args:
             current: samples of the current experience.
-            replayed: recalled exemplars, one batch per experience.
+            replayed: recalled exemplars, one batch per experience; under a coupled loss every rank gets all of them
+                (``Batch.whole``), so gather current outputs before joining them with replayed ones.
         """
         yield Update(self.losses(current))
 
@@ -123,9 +123,12 @@ class Method:
         return self.objective(self.model(batch, ctx), batch, ctx, prefix)
 
     def objective(self, outputs: Outputs, batch: Batch, ctx: Ctx, prefix: str = "") -> dict[str, Tensor]:
-        """Return the named loss parts of outputs, weighted by the batch's share of the global step."""
+        """Return the named loss parts of outputs, weighted by the batch's share of the global step.
+
+        The rows of a coupled loss are gathered from all ranks first, where each holds a part of them.
+        """
         task, targets = self.tasks[batch.task], batch.targets
-        if task.coupled:
+        if task.coupled and not batch.whole:
             outputs, targets = self.collective.gather(outputs), self.collective.gather(targets)
         parts = {**task.loss(outputs, targets), **ctx.aux}
         return {prefix + name: value * batch.share for name, value in parts.items()}
@@ -135,7 +138,7 @@ class Method:
 
     def context(self, batch: Batch, training: bool) -> Ctx:
         """Return a fresh context, routed by the model."""
-        return Ctx(self.model.route(batch), training)
+        return Ctx(self.model.route(batch), training, gather=dict if batch.whole else self.collective.gather)
 
     # ------------------------------------------------------------------ prediction and state
     def predict(self, batch: Batch) -> dict[str, Tensor]:

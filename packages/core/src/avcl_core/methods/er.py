@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pydantic import PositiveInt
+from torch import Tensor
 
 from avcl_core.batch import Batch
 from avcl_core.config.options import Options
@@ -30,7 +31,11 @@ class ReplayOptions(Options):
 
 
 class ExperienceReplay(Method):
-    """Experience replay: the current batch's loss plus the mean loss of the replayed samples, all heads learning."""
+    """Experience replay: the current batch's loss plus the mean loss of the replayed samples, all heads learning.
+
+    A task whose loss is over the whole batch (a correlation) is replayed with its negative log-likelihood per sample: the
+    few replayed samples of one experience define no correlation.
+    """
 
     Config = ReplayOptions
 
@@ -51,8 +56,16 @@ class ExperienceReplay(Method):
         """Yield one update on the current loss and the replayed losses, named ``<experience>:<part>``."""
         parts = self.losses(current)
         for batch in replayed:
-            parts |= self.losses(batch, f"{batch.experience}:")
+            parts |= self.remembered(batch, f"{batch.experience}:")
         yield Update(parts)
+
+    def remembered(self, batch: Batch, prefix: str) -> dict[str, Tensor]:
+        """Return the loss parts of a replayed batch."""
+        task = self.tasks[batch.task]
+        if not task.coupled:
+            return self.losses(batch, prefix)
+        outputs = self.model(batch, self.context(batch, training=True))
+        return {f"{prefix}nll": task.nll(outputs, batch.targets).mean() * batch.share}
 
     def after(self, experience: Experience, data: Data) -> None:
         """Remember samples of the finished experience."""

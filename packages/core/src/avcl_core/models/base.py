@@ -25,8 +25,8 @@ class Requires:
     """What a model needs; checked against towers, tasks and stream before any work.
 
     Attributes:
-        towers: names of the towers that must be configured.
-        kinds: sublayer kinds that each of those towers must have.
+        towers: names of the towers that must be configured; with none, any towers will do.
+        kinds: sublayer kinds that each of them must have.
         modalities: modalities that every task of the stream must deliver.
         task_id: which test-time knowledge the model can work with.
     """
@@ -41,6 +41,7 @@ class Requires:
         for name in self.towers:
             if name not in towers:
                 raise ConfigError(f"model {model} needs a tower towers.{name}; configured: {sorted(towers)}")
+        for name in self.towers or towers:
             lacking = set(self.kinds) - {sub.kind for sub in towers[name].subs}
             if lacking:
                 raise ConfigError(
@@ -68,6 +69,8 @@ class Model(nn.Module):
 
     Config: ClassVar[type[Options]] = Options
     requires: ClassVar[Requires] = Requires()
+    coupled: ClassVar[bool] = False
+    """True when ``ctx.aux`` holds terms that are no mean over rows (load balance, contrast): no micro-batches."""
 
     def __init__(self, towers: Mapping[str, Tower], tasks: Mapping[str, Task], options: Options) -> None:
         super().__init__()
@@ -87,16 +90,43 @@ class Model(nn.Module):
         return [(name, tower) for name, tower in self.towers.items() if isinstance(tower, Tower)]
 
     def place(self, tower: str, step: str, place: Place, module: nn.Module) -> nn.Module:
-        """Put ``module`` at a site. One module may stand at several sites; it is registered once."""
+        """Put ``module`` at a site. One module may stand at several sites; it is registered once.
+
+        Raises:
+            ValueError: no walk has this step for the tower, or the step has no sublayer on which the place acts.
+        """
+        self._find(tower, step, place)
         if not any(module is known for known in self.parts):
             self.parts.append(module)
         self.sites.setdefault((tower, step, place), []).append(module)
         return module
 
+    def _find(self, tower: str, step: str, place: Place) -> None:
+        walks = [walk for walk in self.walks if tower in walk.towers]
+        found = next((s for walk in walks for s in walk.steps if s.name == step), None)
+        if found is None:
+            names = [s.name for walk in walks for s in walk.steps]
+            raise ValueError(f"site ({tower}, {step}, {place}): no such step; steps of this tower's walk: {names}")
+        kinds = {sub.kind for sub in found.advance.get(tower, ())}
+        needs = {"prefix": "attn", "swap": "mlp"}.get(place)
+        if (needs and needs not in kinds) or (place == "input" and not kinds):
+            raise ValueError(
+                f"site ({tower}, {step}, {place}): the step runs {sorted(kinds)} of this tower, so nothing acts here"
+            )
+
     # ------------------------------------------------------------------ growth and routing
     def slot(self, experience: Experience) -> str:
         """Return the slot of task- or expert-owned copies that ``experience`` uses."""
         return experience.name
+
+    def active(self, experience: Experience) -> tuple[str, ...]:
+        """Return the owner patterns of what ``experience`` teaches; a method may add to them or take from them.
+
+        By default what is shared, the router, the copies of the experience's own slot and its head. A model whose experts
+        serve all experiences adds ``expert:*``.
+        """
+        slot = self.slot(experience)
+        return ("shared", "router", f"task:{slot}", f"expert:{slot}", f"head:{experience.task}")
 
     def grow(self, experience: Experience) -> None:
         """Create the parameters that ``experience`` needs. Shapes only: no data, and values follow from the seed alone."""
@@ -145,14 +175,16 @@ class Model(nn.Module):
         Returns:
             tower → tokens ``[b·T, N, C]``, tower → aux, and the number of frames T.
         """
-        tokens, aux, frames = {}, {}, 1
+        tokens, aux, frames = {}, {}, None
         for name, tower in self._towers():
             value = batch.inputs[name]
+            if frames not in (None, value.shape[1]):
+                raise ConfigError(f"task {batch.task}: input {name} has {value.shape[1]} frames, the others {frames}")
             frames = value.shape[1]
             tokens[name], aux[name] = tower.embed(value.flatten(0, 1))
             if name in batch.present and not bool(batch.present[name].all()):
                 tokens[name] = self.absent(name, tokens[name], batch.present[name].repeat_interleave(frames), batch)
-        return tokens, aux, frames
+        return tokens, aux, frames or 1
 
     def absent(self, tower: str, tokens: Tensor, present: Tensor, batch: Batch) -> Tensor:
         """Return tokens in which rows of a missing modality are replaced by the model's stand-in.
@@ -168,14 +200,17 @@ class Model(nn.Module):
         )
 
     def prepare(self, batch: Batch, ctx: Ctx) -> None:
-        """Hook after embedding and before the first step: generated prompts go into ``ctx.memo``."""
+        """Hook after embedding and before the first step: generated prompts go into ``ctx.memo``.
+
+        The context is already per row of ``ctx.embedded``: one slot for each frame of each sample.
+        """
 
     def features(self, batch: Batch, ctx: Ctx) -> Features:
         """Return the features ``[b, T, N, C]`` of a batch."""
         tokens, aux, frames = self.enter(batch)
         ctx.embedded.update(tokens)
-        self.prepare(batch, ctx)
         inner = ctx.per_frame(frames)
+        self.prepare(batch, inner)
         final: dict[str, Tensor] = {}
         stages: dict[str, tuple[Tensor, ...]] = {}
         for walk in self.walks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class CheckpointStore:
             shutil.rmtree(left_over)
         previous = self.latest()
         number = int(previous.split("-")[0]) + 1 if previous else 1
-        tag = f"{number:06d}" + (f"-{label}" if label else "")
+        tag = f"{number:06d}" + (f"-{re.sub(r'[^A-Za-z0-9._-]+', '-', label)}" if label else "")
         staging = self.folder / f".staging-{tag}"
         staging.mkdir()
         save_file(_contiguous(checkpoint.trained), staging / "trained.safetensors")
@@ -121,7 +122,7 @@ class CheckpointStore:
             raise IntegrityError(
                 f"{folder}: manifest.json is missing, so this is no complete checkpoint; complete ones: {have}"
             )
-        manifest = json.loads(manifest_path.read_text())
+        manifest = _manifest(manifest_path)
         if manifest["format"] != FORMAT:
             raise IntegrityError(f"{manifest_path}: field format is {manifest['format']}, this version reads {FORMAT}")
         for name, entry in manifest["files"].items():
@@ -145,6 +146,20 @@ class CheckpointStore:
         )
 
 
+_FILES = ("trained.safetensors", "method.safetensors", "selected.safetensors", "optimizer.pt", "state.json")
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text())
+        lacking = [name for name in _FILES if name not in manifest["files"]] if manifest["format"] == FORMAT else []
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path}: not a manifest ({type(error).__name__}: {error}); restore the file") from error
+    if lacking:
+        raise IntegrityError(f"{path}: field files lacks {lacking}; restore the file")
+    return manifest
+
+
 def pack(value: Any) -> tuple[dict[str, Tensor], Any]:
     """Split nested dictionaries and lists into named tensors and a JSON structure that refers to them."""
     tensors: dict[str, Tensor] = {}
@@ -155,7 +170,12 @@ def pack(value: Any) -> tuple[dict[str, Tensor], Any]:
             tensors[name] = node.detach().cpu().clone(memory_format=torch.contiguous_format)
             return {_TENSOR: name}
         if isinstance(node, Mapping):
-            return {str(key): visit(child) for key, child in node.items()}
+            for key in node:
+                if not isinstance(key, str):
+                    raise TypeError(
+                        f"method state has the key {key!r}; use strings, other keys would not come back as they were"
+                    )
+            return {key: visit(child) for key, child in node.items()}
         if isinstance(node, (list, tuple)):
             return [visit(child) for child in node]
         if node is None or isinstance(node, (str, int, float, bool)):

@@ -107,7 +107,13 @@ class Loader:
             yield from (self.load(request) for request in requests)
             return
         ahead = DataLoader(
-            _Requests(self, requests), batch_size=None, shuffle=False, num_workers=self.workers, worker_init_fn=_quiet
+            _Requests(self, requests),
+            batch_size=None,
+            shuffle=False,
+            num_workers=self.workers,
+            worker_init_fn=_quiet,
+            # Starting workers draws a seed; from the global generator it would change what a hook draws next.
+            generator=torch.Generator(),
         )
         for batch in ahead:
             yield batch.to(self.device)

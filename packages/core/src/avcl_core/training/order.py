@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from avcl_core.errors import ConfigError
 from avcl_core.seeding import derive, ordered
 from avcl_core.stream import Experience, Session
 
@@ -25,10 +26,19 @@ def epoch_plan(session: Session, seed: int, epoch: int, batch_size: int, least: 
 
     Args:
         least: smallest size of a last, ragged batch (the number of ranks); a smaller one joins the batch before it.
+
+    Raises:
+        ConfigError: an experience has fewer than ``least`` training samples, or a batch is smaller than ``least``.
     """
+    if batch_size < least:
+        raise ConfigError(f"training.batch_size is {batch_size}; {least} ranks need at least one sample each")
     portions: list[tuple[int, Portion]] = []
     for experience in session.experiences:
         keys = ordered(experience.train, seed, "order", experience.name, epoch)
+        if len(keys) < least:
+            raise ConfigError(
+                f"experience {experience.name} has {len(keys)} training samples; at least {least} are needed, one per rank"
+            )
         cuts = list(range(0, len(keys), batch_size))
         if len(cuts) > 1 and len(keys) - cuts[-1] < least:
             cuts.pop()

@@ -12,7 +12,7 @@ from avcl_core.batch import Batch
 from avcl_core.collective import Collective
 from avcl_core.errors import ConfigError, RunError
 from avcl_core.methods.base import Method, Update
-from avcl_core.ownership import Owners
+from avcl_core.ownership import Owners, train_mode
 from avcl_core.replay.memory import Exemplar
 from avcl_core.seeding import seed_step, torch_generator
 from avcl_core.stream import Stream
@@ -35,6 +35,7 @@ class Stepper:
     """Carries out the optimiser steps of a session.
 
     Args:
+        live: patterns of the owners that learn in this session.
         autocast: context manager factory for mixed precision.
     """
 
@@ -45,6 +46,7 @@ class Stepper:
         stream: Stream,
         loader: Loader,
         options: TrainingOptions,
+        live: Sequence[str],
         optimizers: Mapping[str, NamedOptimizer],
         collective: Collective,
         seed: int,
@@ -52,16 +54,25 @@ class Stepper:
     ) -> None:
         self.method, self.tasks, self.stream, self.loader, self.options = method, tasks, stream, loader, options
         self.optimizers, self.collective, self.seed, self.autocast = optimizers, collective, seed, autocast
-        self.owners = Owners(method.model)
+        self.live, self.owners = tuple(live), Owners(method.model)
 
     def my_requests(self, portion: Portion, augment: tuple[object, ...]) -> list[Request]:
-        """Return this rank's share of a portion, one request per micro-batch."""
+        """Return this rank's share of a portion, one request per micro-batch.
+
+        Raises:
+            ConfigError: the loss is over the whole batch, so micro-batches would change it.
+        """
         count = len(portion.keys)
         mine = shards(count, self.collective.world)[self.collective.rank]
         pieces = self._pieces(-(-count // self.collective.world))
+        coupled = self.tasks[portion.experience.task].coupled, self.method.model.coupled
+        if pieces > 1 and any(coupled):
+            who = f"task {portion.experience.task}" if coupled[0] else f"model {type(self.method.model).__name__}"
+            raise ConfigError(f"{who} has a loss over the whole batch; leave training.micro_batch empty")
         return [
             Request(portion.experience, "train", tuple(portion.keys[mine.start + i] for i in part), augment)
             for part in shards(len(mine), pieces)
+            if part
         ]
 
     def _pieces(self, count: int) -> int:
@@ -70,7 +81,7 @@ class Stepper:
     def step(
         self, batches: Sequence[Batch], count: int, coordinates: tuple[object, ...], index: int
     ) -> dict[str, Tensor]:
-        """Do one step and return the summed loss parts of the first update (of this rank).
+        """Do one step and return the loss parts of all its updates, by name (this rank's share of them).
 
         Args:
             batches: this rank's micro-batches of current samples.
@@ -82,7 +93,7 @@ class Stepper:
             RunError: a loss or gradient is not finite; nothing was changed.
         """
         seed_step(*coordinates, self.collective.rank)
-        self.method.model.train()
+        train_mode(self.method.model, self.live)
         works = self._works(batches, count, coordinates)
         generators = [self.method.step(work.current, work.replayed) for work in works]
         logged: dict[str, Tensor] = {}
@@ -134,11 +145,6 @@ class Stepper:
 
     # ------------------------------------------------------------------ what one backward pass sees
     def _works(self, batches: Sequence[Batch], count: int, coordinates: tuple[object, ...]) -> list[Work]:
-        coupled = self.tasks[batches[0].task].coupled
-        if coupled and len(batches) > 1:
-            raise ConfigError(
-                f"task {batches[0].task} has a loss over the whole batch; leave training.micro_batch empty"
-            )
         current = self._shared(batches, 1.0)
         recalled = self.method.recall(count, torch_generator(*coordinates, "recall"))
         replayed = self._replayed(recalled, len(batches))
@@ -149,14 +155,20 @@ class Stepper:
         return works
 
     def _replayed(self, recalled: Sequence[Exemplar], pieces: int) -> list[list[Batch | None]]:
+        # A group may be smaller than the number of ranks. Where its loss gathers rows, all ranks must take part in it, so
+        # each takes the whole group instead of a shard.
         groups: dict[str, list[Exemplar]] = {}
         for exemplar in recalled:
             groups.setdefault(exemplar.experience, []).append(exemplar)
         found = []
         for name, exemplars in groups.items():
-            mine = shards(len(exemplars), self.collective.world)[self.collective.rank]
-            parts = [[exemplars[mine.start + i] for i in part] for part in shards(len(mine), pieces)]
-            loaded = [self._load(name, part) if part else None for part in parts]
+            whole = self.tasks[self.stream.experience(name).task].coupled or self.method.model.coupled
+            if whole:
+                parts = [exemplars, *[[]] * (pieces - 1)]
+            else:
+                mine = shards(len(exemplars), self.collective.world)[self.collective.rank]
+                parts = [[exemplars[mine.start + i] for i in part] for part in shards(len(mine), pieces)]
+            loaded = [replace(self._load(name, part), whole=whole) if part else None for part in parts]
             found.append(self._shared(loaded, len(exemplars) / len(recalled)))
         return found
 

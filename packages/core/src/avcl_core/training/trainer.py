@@ -10,7 +10,7 @@ from torch import Tensor
 
 from avcl_core.batch import Batch
 from avcl_core.collective import Collective
-from avcl_core.errors import IntegrityError, RunError
+from avcl_core.errors import ConfigError, IntegrityError, RunError
 from avcl_core.evaluation.evaluator import Evaluation, Evaluator
 from avcl_core.evaluation.matrix import ResultMatrix
 from avcl_core.methods.base import Method
@@ -123,7 +123,7 @@ class Trainer:
         self.recorder, self.digests, self.preemption = recorder, dict(digests), preemption
         self.collective, self.autocast, self.progress = collective, autocast, progress
         self.evaluator = Evaluator(
-            loader, stream.task_id == "hidden", options.evaluation_batch, collective, preemption.check
+            loader, stream.task_id == "hidden", options.evaluation_batch, collective, self._check
         )
         self.at = Position()
         self.matrix = ResultMatrix([test.name for test in stream.tests])
@@ -131,15 +131,31 @@ class Trainer:
         self.optimizers: dict[str, NamedOptimizer] = {}
         self.finished_optimizers: dict[str, Any] = {}
         self.method: Method = None  # type: ignore[assignment]  # built when the loop opens its first session
-        self.frozen = ""
+        self.frozen: dict[str, str] = {}
         self.grown: set[str] = set()
+        self._refuse_empty_splits()
+
+    def _refuse_empty_splits(self) -> None:
+        needed = [(self.stream.experience(test.experience), test.split) for test in self.stream.tests]
+        if self.options.selection == "best":
+            needed += [(experience, experience.selection) for experience in self.stream.experiences]
+        for experience, split in needed:
+            if not experience.keys(split):
+                raise ConfigError(
+                    f"experience {experience.name} has no {split} samples; they are needed for evaluation, and for"
+                    " training.selection=best (choose last to do without)"
+                )
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> ResultMatrix:
         """Do everything from the current position on and return the result matrix."""
+        begins = self.method is None
         while self.at.phase != "done":
             session = self.sessions[self.at.session]
             method = self._open(session)
+            if begins:
+                self.commit()  # a stop in the very first hook must leave something to resume
+                begins = False
             {"before": self._before, "train": self._train, "after": self._after, "evaluate": self._evaluate}[
                 self.at.phase
             ](session, method)
@@ -160,14 +176,16 @@ class Trainer:
         self.method = self.build()
         self.method.collective = self.collective
         self.grown = set()
-        self.frozen = Owners(self.method.model).frozen_digest()
+        self.frozen = Owners(self.method.model).frozen_digests()
 
     def _grow(self, experiences: Iterable[Experience]) -> None:
         for experience in experiences:
             if experience.name not in self.grown:
                 seed_step(self.seed, "grow", experience.name)
                 self.method.model.grow(experience)
+                self.method.model.to(self.loader.device)
                 self.grown.add(experience.name)
+                self.frozen = {**Owners(self.method.model).frozen_digests(), **self.frozen}
 
     def last_session(self) -> Session:
         """Return the session whose training the current state comes from."""
@@ -178,16 +196,29 @@ class Trainer:
         self.at = replace(self.at, **change)
         self.commit(label)
 
+    def _check(self) -> None:
+        """Stop within a pass if asked to. One rank alone must not leave a pass in which the others wait for it."""
+        if self.collective.world == 1:
+            self.preemption.check()
+
+    def _pause(self) -> None:
+        """Stop if any rank was asked to; for points that all ranks reach together, right after a commit."""
+        if self._stop_requested():
+            self.preemption.check()
+
     def _before(self, session: Session, method: Method) -> None:
-        self._set_trainable(session, method)
+        self._enter_hooks(session, method)
         for index in range(self.at.index, len(session.experiences)):
             experience = session.experiences[index]
             seed_step(self.seed, "before", experience.name)
             method.before(experience, SessionData(self, experience))
             self._move(index=index + 1)
+            self._pause()
         self.recorder.ownership(Owners(method.model).report())
         self.best = Best()
+        self.optimizers, self.finished_optimizers = {}, {}
         self._move(phase="train", index=0, epoch=0, step=0)
+        self._pause()
 
     def _train(self, session: Session, method: Method) -> None:
         stepper, plan_length = self._prepare_training(session, method)
@@ -216,21 +247,30 @@ class Trainer:
                     self.recorder.metrics({**record, "loss": parts})
                     self.progress(_line(session, epoch, parts), (epoch + step / len(plan)) / self.options.epochs)
                 self.at = replace(self.at, step=step + 1)
-                if self._stop_requested() or self.at.step % self.options.checkpoint_every == 0:
+                stopping = self._stop_requested()
+                if stopping or self.at.step % self.options.checkpoint_every == 0:
                     self.commit()
+                if stopping:
                     self.preemption.check()
             self._select(session, method, epoch)
             self._move(epoch=epoch + 1, step=0)
-            self.preemption.check()
+            self._pause()
         if self.best.state:
             Owners(method.model).load(self.best.state)
-        if Owners(method.model).frozen_digest() != self.frozen:
-            raise RunError(
-                f"session {session.index}: frozen tensors changed during training; they must stay as they were loaded"
-            )
+        self._refuse_drift(session, method)
         self.finished_optimizers = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
         self.best = Best()
         self._move(phase="after", index=0, epoch=0, step=0)
+        self._pause()
+
+    def _refuse_drift(self, session: Session, method: Method) -> None:
+        now = Owners(method.model).frozen_digests()
+        changed = sorted(name for name, digest in self.frozen.items() if now.get(name) != digest)
+        if changed:
+            raise RunError(
+                f"{session.row}: {len(changed)} frozen tensors changed, first {changed[0]}; give what learns an owner, and"
+                " leave the rest as it was loaded"
+            )
 
     def _stop_requested(self) -> bool:
         """Whether any rank was asked to stop; then every rank is."""
@@ -240,13 +280,14 @@ class Trainer:
         return True
 
     def _prepare_training(self, session: Session, method: Method) -> tuple[Stepper, int]:
-        self._set_trainable(session, method)
+        live = self._set_trainable(session, method)
         length = len(epoch_plan(session, self.seed, 0, self.options.batch_size, self.collective.world))
         owners = Owners(method.model)
         self.optimizers = {
             name: NamedOptimizer(groups, owners, self.options, length * self.options.epochs)
             for name, groups in method.optimizers(session).items()
         }
+        self._refuse_unoptimised(method, owners)
         if self.at.epoch or self.at.step:
             for name, optimizer in self.optimizers.items():
                 optimizer.load(self.finished_optimizers[name])
@@ -256,12 +297,22 @@ class Trainer:
             self.stream,
             self.loader,
             self.options,
+            live,
             self.optimizers,
             self.collective,
             self.seed,
             self.autocast,
         )
         return stepper, length
+
+    def _refuse_unoptimised(self, method: Method, owners: Owners) -> None:
+        taken = {name for optimizer in self.optimizers.values() for name in optimizer.names}
+        left = [name for name, p in owners.match().items() if p.requires_grad and name not in taken]
+        if left:
+            raise RunError(
+                f"{type(method).__name__}.optimizers leaves out {len(left)} learning tensors, first {left[0]}"
+                f" ({owners.rows[left[0]].owner}); add a group for it, or take its owner out of active()"
+            )
 
     def _select(self, session: Session, method: Method, epoch: int) -> None:
         """Judge the epoch on the selection splits and keep the best owned tensors."""
@@ -282,11 +333,14 @@ class Trainer:
         self.recorder.metrics(record)
 
     def _after(self, session: Session, method: Method) -> None:
+        self._enter_hooks(session, method)
         for index in range(self.at.index, len(session.experiences)):
             experience = session.experiences[index]
             seed_step(self.seed, "after", experience.name)
             method.after(experience, SessionData(self, experience))
             self._move(index=index + 1)
+            self._pause()
+        self._refuse_drift(session, method)
         self.recorder.ownership(Owners(method.model).report())
         self._move(phase="evaluate", index=0)
 
@@ -310,15 +364,21 @@ class Trainer:
             }
             self.recorder.result(record, found, task.pack)
             self._move(index=index + 1)
-            self.preemption.check()
+            self._pause()
         if session.index + 1 < len(self.sessions):
             self._move(f"after-{session.row}", session=session.index + 1, phase="before", index=0)
         else:
             self._move(f"after-{session.row}", phase="done", index=0)
 
-    def _set_trainable(self, session: Session, method: Method) -> None:
+    def _set_trainable(self, session: Session, method: Method) -> tuple[str, ...]:
         patterns = [pattern for experience in session.experiences for pattern in method.active(experience)]
         Owners(method.model).set_trainable(patterns)
+        return tuple(patterns)
+
+    def _enter_hooks(self, session: Session, method: Method) -> None:
+        # The same state whether the session came here by training or by a resume.
+        self._set_trainable(session, method)
+        method.model.eval()
 
     # ------------------------------------------------------------------ commit and resume
     def commit(self, label: str = "") -> None:
@@ -394,7 +454,7 @@ class SessionData:
         """Yield batches in key order without augmentation."""
         size = size or self.trainer.options.evaluation_batch
         for batch in self.trainer.loader.batches(self.experience, split, size, keys):
-            self.trainer.preemption.check()
+            self.trainer._check()
             yield batch
 
 

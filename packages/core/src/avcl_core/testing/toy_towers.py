@@ -1,0 +1,60 @@
+"""Towers of the real classes in their smallest sizes, with random weights, for tests that run many models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from avcl_core.testing.toy_data import RATE
+from shared_backbones.tower import Tower
+
+
+def swin(size: int = 32, seed: int = 0) -> Tower:
+    """Return a Swin-V2 of two stages with two blocks each."""
+    from shared_backbones.towers.swin_v2 import SwinV2
+
+    geometry = {"img_size": size, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4}
+    return _drawn(seed, lambda: SwinV2("tiny", "toy", geometry))
+
+
+def htsat(seed: int = 0) -> Tower:
+    """Return an HTS-AT of two stages with two blocks each, for a second of sound at 8 kHz."""
+    from transformers import ClapAudioModel
+
+    from shared_backbones.hts_at import HtsAt, audio_config, fit_windows
+    from shared_backbones.logmel import LogMelOptions
+
+    front = LogMelOptions(sample_rate=RATE, hop=160, mels=16, scale="slaney", n_fft=256, high=4000.0)
+
+    def make() -> Tower:
+        net = fit_windows(ClapAudioModel(audio_config(32, 16, 8, (2, 2), (1, 2), 4, 16)))
+        return HtsAt("htsat", "tiny", net, net, front)
+
+    return _drawn(seed, make)
+
+
+def clip(seed: int = 0) -> Tower:
+    """Return a CLIP image transformer of four blocks."""
+    from shared_backbones.towers.clip_vit import ClipVit
+
+    vocabulary = None
+    return _drawn(seed, lambda: ClipVit("tiny", "toy", (16, 4, 2, 8, 32, 16, 1, 2, 16, 259), vocabulary))
+
+
+def resnet(seed: int = 0) -> Tower:
+    """Return a ResNet of two stages with one block each."""
+    from shared_backbones.towers.resnet18 import ResNet18
+
+    return _drawn(seed, lambda: ResNet18("tiny", (8, 16), (1, 1), 32))
+
+
+def toy_towers() -> Mapping[str, Tower]:
+    """Return the default pair: Swin-V2 and HTS-AT."""
+    return {"visual": swin(), "audio": htsat()}
+
+
+def _drawn(seed: int, make) -> Tower:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
