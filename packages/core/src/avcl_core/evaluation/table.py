@@ -42,7 +42,7 @@ def _cell(text: str) -> str:
 
 
 def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---"] + ["---:"] * (len(header) - 1)
+    rule = ["---"] + ["---" if name in ("metric", "controls", "definition") else "---:" for name in header[1:]]
     return ["| " + " | ".join(_cell(text) for text in row) + " |" for row in (header, rule, *rows)]
 
 
