@@ -1,0 +1,5 @@
+"""The `ave` command: `ave train|test`, this task alone."""
+
+from avcl_core.cli import task_app
+
+main = task_app("ave")

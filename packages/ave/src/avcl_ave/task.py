@@ -1,0 +1,132 @@
+"""The AVE task: for each second, which event is both audible and visible, or background."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from avcl_ave.dataset import EventData
+from avcl_ave.head import TemporalHead
+from avcl_ave.metrics import class_accuracies, relevance_accuracy, segment_accuracy
+from avcl_core.batch import Outputs
+from avcl_core.features import FeatureSpec
+from avcl_core.stream import Experience
+from avcl_core.task import Dataset, Kind, Prediction, Task
+
+BACKGROUND = "background"
+"""Name of the class after the last event class, in tables."""
+
+
+class EventLocalisation(Task):
+    """Supervised audio-visual event localisation.
+
+    Outputs: ``relevance`` ``[b, T]`` and ``event`` ``[b, C]``, logits. Targets: ``segments`` ``[b, T]``, class per second
+    with background = C, and ``event`` ``[b]``, the clip's class. Predictions have the same two names and shapes.
+    """
+
+    name = "ave"
+    primary: ClassVar[str] = "accuracy"
+    oracles: ClassVar[frozenset[str]] = frozenset({"true class on every second"})
+    fields: Mapping[str, Kind] = {"relevance": "labels", "event": "classes"}
+
+    def __init__(self, data: EventData) -> None:
+        self.data = data
+        self.labels = data.classes
+        self.splits_note = data.note
+
+    @property
+    def background(self) -> int:
+        """Class index of background: the number of event classes."""
+        return len(self.labels)
+
+    def experiences(self) -> tuple[Experience, ...]:
+        """Return the whole task as one experience; ``paper`` selects the best epoch on the test split."""
+        train, val, test = (self.data.keys(split) for split in ("train", "val", "test"))
+        selection = "test" if self.data.protocol == "paper" else "val"
+        return (Experience(0, self.name, self.name, train, val, test, self.labels, selection),)
+
+    def dataset(self, split: str) -> Dataset:
+        """Return the clips of ``split``."""
+        return self.data.split(split)
+
+    def head(self, spec: FeatureSpec, experience: Experience) -> nn.Module:
+        """Return a :class:`TemporalHead` over all event classes."""
+        return TemporalHead(spec, len(self.labels))
+
+    def nll(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> Tensor:
+        """Return per clip the mean binary cross-entropy of relevance plus the cross-entropy of the event ``[b]``."""
+        parts = self._parts(outputs, targets)
+        return parts["relevance"] + parts["event"]
+
+    def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the means over clips of the two parts (tasks.md 1.5 without the average-scores term)."""
+        return {name: part.mean() for name, part in self._parts(outputs, targets).items()}
+
+    def _parts(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        relevance, event = outputs["relevance"], outputs["event"]
+        foreground = (targets["segments"] != self.background).to(relevance.dtype)
+        return {
+            "relevance": functional.binary_cross_entropy_with_logits(relevance, foreground, reduction="none").mean(1),
+            "event": functional.cross_entropy(event, targets["event"].long(), reduction="none"),
+        }
+
+    def decode(self, outputs: Outputs) -> dict[str, Tensor]:
+        """Return ``segments`` (the clip's class where σ(relevance) > 0.5, else background) and ``event``, integers."""
+        event = outputs["event"].argmax(-1)
+        background = torch.full_like(event, self.background)
+        segments = torch.where(outputs["relevance"] > 0, event[:, None], background[:, None])
+        return {"segments": segments, "event": event}
+
+    def score(self, predictions: Mapping[str, Prediction], targets: Mapping[str, Prediction]) -> dict[str, float]:
+        """Return ``accuracy``, ``relevance_accuracy``, ``class_accuracy`` and ``accuracy/<class>``, all in percent.
+
+        ``accuracy/<class>`` is the share of that class's true seconds that are predicted as it.
+
+        Raises:
+            ValueError: predictions and targets have different keys.
+        """
+        segments, event = _stack(predictions, targets)
+        true_segments, true_event = _stack(targets, targets)
+        by_class = class_accuracies(segments, true_segments, [*self.labels, BACKGROUND])
+        return {
+            "accuracy": 100 * segment_accuracy(segments, true_segments),
+            "relevance_accuracy": 100 * relevance_accuracy(segments, true_segments, self.background),
+            "class_accuracy": 100 * float((event == true_event).mean()),
+            **{f"accuracy/{label}": 100 * value for label, value in by_class.items()},
+        }
+
+    def controls(self, train: Mapping[str, Prediction], test: Mapping[str, Prediction]) -> dict[str, dict[str, float]]:
+        """Score always background, the most frequent training class on every second, and the true class on every second."""
+        counts = np.bincount([int(target["event"]) for target in train.values()], minlength=self.background)
+        frequent = int(counts.argmax())
+
+        def everywhere(event: int, segment: int, like: Prediction) -> Prediction:
+            return {"segments": np.full_like(like["segments"], segment), "event": np.asarray(event)}
+
+        predictors = {
+            "always background": {k: everywhere(frequent, self.background, t) for k, t in test.items()},
+            "most frequent class on every second": {k: everywhere(frequent, frequent, t) for k, t in test.items()},
+            "true class on every second": {k: everywhere(int(t["event"]), int(t["event"]), t) for k, t in test.items()},
+        }
+        return {name: self.score(predictions, test) for name, predictions in predictors.items()}
+
+    def table(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+        """Return test accuracy, accuracy per class, then those of relevance and of the clip's class (tasks.md 1.9)."""
+        names = {"accuracy": "test acc"}
+        names |= {name: name for name in metrics if name.startswith("accuracy/")}
+        names |= {"relevance_accuracy": "event-relevance acc", "class_accuracy": "clip-class acc"}
+        return [(label, f"{metrics[name]:.2f}") for name, label in names.items() if name in metrics]
+
+
+def _stack(records: Mapping[str, Prediction], targets: Mapping[str, Prediction]) -> tuple[np.ndarray, np.ndarray]:
+    """Return segments ``[N, T]`` and events ``[N]`` in key order, after checking that no sample is missing."""
+    if records.keys() != targets.keys():
+        odd = sorted(records.keys() ^ targets.keys())
+        raise ValueError(f"ave: predictions and targets differ in {len(odd)} samples, for example {odd[0]!r}")
+    keys = sorted(targets)
+    return np.stack([records[k]["segments"] for k in keys]), np.stack([records[k]["event"] for k in keys])
