@@ -1,0 +1,145 @@
+"""The AVVP task: parse a video into audible, visible and audio-visual events, learning from video-level labels only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional
+
+from avcl_avvp.dataset import ParsingData
+from avcl_avvp.head import MODALITIES, PoolingHead
+from avcl_avvp.metrics import parsing_f_scores
+from avcl_core.batch import Outputs
+from avcl_core.features import FeatureSpec
+from avcl_core.stream import Experience
+from avcl_core.task import Dataset, Kind, Prediction, Task
+
+VISUAL_SMOOTHING = 0.1
+"""A video label says less about what is seen: its visual target is (1 − s)·y + s/2 (Tian et al., ECCV 2020)."""
+_BLOCK = {
+    "audio": "Audio Event Detection {}-level F1",
+    "visual": "Visual Event Detection {}-level F1",
+    "av": "Audio-Visual Event Detection {}-level F1",
+    "type_av": "{}-level Type@Avg. F1",
+    "event_av": "{}-level Event@Avg. F1",
+}
+
+
+class VideoParsing(Task):
+    """Weakly supervised audio-visual video parsing.
+
+    Outputs: ``audio``, ``visual`` ``[b, T, C]`` per second and ``clip_audio``, ``clip_visual``, ``clip`` ``[b, C]`` per
+    video, logits. Targets: ``labels`` ``[b, C]`` (weak, all that training has) and, for validation and test, the dense
+    ``audio`` and ``visual`` ``[b, C, T]``. Predictions: ``audio`` and ``visual`` ``[b, C, T]``, 0 or 1.
+    """
+
+    name = "avvp"
+    primary: ClassVar[str] = "segment_type_av"
+    oracles: ClassVar[frozenset[str]] = frozenset({"true weak labels on every second"})
+    fields: Mapping[str, Kind] = {
+        "audio": "labels",
+        "visual": "labels",
+        "clip_audio": "labels",
+        "clip_visual": "labels",
+        "clip": "labels",
+    }
+
+    def __init__(self, data: ParsingData) -> None:
+        self.data = data
+        self.labels = data.classes
+        self.splits_note = data.note
+
+    def experiences(self) -> tuple[Experience, ...]:
+        """Return the whole task as one experience, selected on validation in both protocols."""
+        train, val, test = (self.data.keys(split) for split in ("train", "val", "test"))
+        return (Experience(0, self.name, self.name, train, val, test, self.labels),)
+
+    def dataset(self, split: str) -> Dataset:
+        """Return the videos of ``split``; only validation and test carry dense targets."""
+        return self.data.split(split)
+
+    def head(self, spec: FeatureSpec, experience: Experience) -> nn.Module:
+        """Return a :class:`PoolingHead` over all classes."""
+        return PoolingHead(spec, len(self.labels))
+
+    def nll(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> Tensor:
+        """Return per video the sum of three binary cross-entropies, each a mean over classes ``[b]``."""
+        parts = self._parts(outputs, targets)
+        return parts["video"] + parts["audio"] + parts["visual"]
+
+    def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return BCE(p, y) + BCE(p_audio, y) + BCE(p_visual, 0.9y + 0.05) by part (tasks.md 2.5), means over videos."""
+        return {name: part.mean() for name, part in self._parts(outputs, targets).items()}
+
+    def units(self, targets: Mapping[str, Tensor]) -> int:
+        """Return the number of videos."""
+        return len(targets["labels"])
+
+    def _parts(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weak = targets["labels"].to(outputs["clip"].dtype)
+        smooth = (1 - VISUAL_SMOOTHING) * weak + VISUAL_SMOOTHING / 2
+        pairs = {"video": ("clip", weak), "audio": ("clip_audio", weak), "visual": ("clip_visual", smooth)}
+        return {
+            part: functional.binary_cross_entropy_with_logits(outputs[name], target, reduction="none").mean(1)
+            for part, (name, target) in pairs.items()
+        }
+
+    def decode(self, outputs: Outputs) -> dict[str, Tensor]:
+        """Return per modality [P_m ≥ 0.5] ∧ [p ≥ 0.5] as uint8 ``[b, C, T]`` (tasks.md 2.6)."""
+        in_video = outputs["clip"][:, :, None] >= 0
+        return {name: ((outputs[name].transpose(1, 2) >= 0) & in_video).byte() for name in MODALITIES}
+
+    def score(self, predictions: Mapping[str, Prediction], targets: Mapping[str, Prediction]) -> dict[str, float]:
+        """Return the ten F-scores of :func:`parsing_f_scores` in percent.
+
+        Raises:
+            ValueError: predictions and targets have different keys, or the targets have no dense labels.
+        """
+        if predictions.keys() != targets.keys():
+            odd = sorted(predictions.keys() ^ targets.keys())
+            raise ValueError(f"avvp: predictions and targets differ in {len(odd)} samples, for example {odd[0]!r}")
+        keys = sorted(targets)
+        weak = [key for key in keys if not set(MODALITIES) <= targets[key].keys()]
+        if weak:
+            raise ValueError(f"avvp: {weak[0]!r} has no dense labels; score validation or test, not training videos")
+        stacked = [
+            np.stack([side[key][name] for key in keys]) for side in (predictions, targets) for name in MODALITIES
+        ]
+        return parsing_f_scores(*stacked)
+
+    def controls(self, train: Mapping[str, Prediction], test: Mapping[str, Prediction]) -> dict[str, dict[str, float]]:
+        """Score nothing, the most frequent training class in audio alone, and the weak labels on every second."""
+        frequent = int(np.sum([target["labels"] for target in train.values()], axis=0).argmax())
+
+        def blank(like: Prediction) -> Prediction:
+            return {name: np.zeros_like(like[name]) for name in MODALITIES}
+
+        def always(like: Prediction) -> Prediction:
+            prediction = blank(like)
+            prediction["audio"][frequent] = 1
+            return prediction
+
+        def everywhere(like: Prediction) -> Prediction:
+            spread = np.repeat(np.asarray(like["labels"])[:, None], like["audio"].shape[1], axis=1)
+            return dict.fromkeys(MODALITIES, spread)
+
+        predictors = {
+            "nothing": blank,
+            f"always {self.labels[frequent]} in audio, nothing in vision": always,
+            "true weak labels on every second": everywhere,
+        }
+        return {
+            name: self.score({key: predict(target) for key, target in test.items()}, test)
+            for name, predict in predictors.items()
+        }
+
+    def table(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+        """Return the ten rows that the community prints, one decimal (tasks.md 2.10)."""
+        return [
+            (label.format(level.capitalize()), f"{metrics[f'{level}_{name}']:.1f}")
+            for level in ("segment", "event")
+            for name, label in _BLOCK.items()
+        ]
