@@ -60,6 +60,39 @@ def test_clip_prefix_equals_attention_over_the_concatenation(tiny):
     torch.testing.assert_close(tower.run(sub, x, {}, prefix=(k, v)), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["clap", "htsat", "swin_v2"])
+def test_windowed_tower_prefix_equals_attention_over_the_concatenation(name, tiny):
+    """In the last stage one window is the whole grid: keys from their own rows, values from theirs, each projected once."""
+    tower = tiny(name)
+    sub = subs_of(tower, "attn")[-1]
+    block = tower.blocks[sub.block]
+    x, k, v = tokens_of(tower, sub), tokens_of(tower, sub, seed=4)[:, :2], tokens_of(tower, sub, seed=5)[:, 1:3]
+    if name == "swin_v2":
+        attn, z = block.attn, x
+        wq, wk, wv = attn.qkv.weight.chunk(3)
+        q, keys = z @ wq.T + attn.q_bias, torch.cat((k, z), 1) @ wk.T
+        values = torch.cat((v, z), 1) @ wv.T + attn.v_bias
+        position = 16 * attn.cpb_mlp(attn.relative_coords_table).view(-1, attn.num_heads).sigmoid()
+        index, heads, extra = attn.relative_position_index, attn.num_heads, 8.0  # 16·sigmoid(0)
+    else:
+        attn, z = block.attention.self, block.layernorm_before(x)
+        q, keys, values = attn.query(z), attn.key(torch.cat((k, z), 1)), attn.value(torch.cat((v, z), 1))
+        position, index = attn.relative_position_bias_table, attn.relative_position_index
+        heads, extra = attn.num_attention_heads, 0.0
+    parts = []
+    for h, (qh, kh, vh) in enumerate(zip(*(y.chunk(heads, -1) for y in (q, keys, values)), strict=True)):
+        if name == "swin_v2":
+            scale = attn.logit_scale[h].exp()
+            scores = scale * F.normalize(qh, dim=-1) @ F.normalize(kh, dim=-1).transpose(1, 2)
+        else:
+            scores = qh @ kh.transpose(1, 2) / qh.shape[-1] ** 0.5
+        bias = torch.cat((torch.full((len(index), 2), extra), position[:, h][index]), 1)
+        parts.append((scores + bias).softmax(-1) @ vh)
+    out = torch.cat(parts, -1)
+    expected = block.norm1(attn.proj(out)) if name == "swin_v2" else block.attention.output.dense(out)
+    torch.testing.assert_close(tower.run(sub, x, {}, prefix=(k, v)), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_window_prefix_equals_attention_over_the_concatenation():
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 4, 9, 8, generator=g) for _ in range(3))
