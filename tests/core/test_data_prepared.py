@@ -329,3 +329,26 @@ def test_verify_source_fast_opens_and_full_decodes(layout, tmp_path):
     full = verify_source(Layout("toy", wide), "full", quarantine=tmp_path / "quarantine.jsonl")
     assert {p.record for p in full} == {layout.clips[k].id for k in (1, 3, 4)}
     assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == len(full)
+
+
+def test_an_interrupted_renewal_is_not_taken_for_the_finished_one(layout, tmp_path, monkeypatch):
+    """Same sizes, other content: only the missing manifest tells that some shards are old and some new."""
+    out = tmp_path / "out"
+    prepare(layout, out, frame_size=8, workers=1)
+    for clip in layout.clips[1:6:4]:  # one clip in the first shard and one in the second
+        np.save(clip.wave, np.full(SECONDS * RATE, 0.25, np.float32))
+    real = os.replace
+
+    def replace(source, target):
+        if Path(target).name == "00001.json":
+            raise Stop
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(Stop):
+        prepare(layout, out, frame_size=8, workers=1)
+    with pytest.raises(DataError, match="unfinished"):
+        Prepared(out)
+    monkeypatch.setattr(os, "replace", real)
+    prepare(layout, out, frame_size=8, workers=1)
+    assert tree(out) == tree(prepare(layout, tmp_path / "fresh", frame_size=8, workers=1).folder)
