@@ -129,6 +129,12 @@ def text_of(page: Path) -> str:
     return html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<style.*?</style>|<!--.*?-->", " ", body, flags=re.S)))
 
 
+def figure_text(folder: Path, name: str) -> str:
+    """Return the text elements of a figure; comments, which repeat the source of a label, do not count."""
+    tree = xml.etree.ElementTree.parse(folder / "results" / "figures" / f"{name}.svg")
+    return " | ".join("".join(node.itertext()) for node in tree.iter("{http://www.w3.org/2000/svg}text"))
+
+
 def test_a_report_is_one_file_that_asks_for_nothing(runs):
     folder = runs["er", 0]
     page = render([folder])
@@ -171,6 +177,13 @@ def test_every_number_is_in_the_report(runs):
     for test in summary.tests:
         for value in (*test.values.values(), *test.controls.values(), test.final.value):
             assert f"{value:.2f}" in text
+    table = text.split("Result matrix")[0]
+    for test in summary.tests:
+        assert all(f"{value:.2f}" in table for value in (*test.controls.values(), test.learnt.value, test.final.value))
+    drawn = figure_text(folder, "matrix")
+    assert all(f"{value:.2f}" in drawn for test in summary.tests for value in test.values.values())
+    drawn = figure_text(folder, "parameters")
+    assert all(f"{sum(counts.values()):,}" in drawn for counts in summary.parameters.values())
     first = summary.tests[0]
     assert first.drop.value is not None
     assert f"{first.drop.value:.2f}" in text
@@ -225,7 +238,7 @@ def test_names_and_notes_are_escaped_everywhere(tmp_path):
     folder = make_run(tmp_path / "x", "er", 0, stream, notes=["<img src=x>"])
     other = make_run(tmp_path / "x", "finetune", 0, stream)
     render([folder])
-    assert "two $x^2$" in (folder / "results" / "figures" / "matrix.svg").read_text()
+    assert "two $x^2$" in figure_text(folder, "matrix")
     for page in (render([folder]), render([folder, other])):
         source = page.read_text()
         assert "<script" not in source

@@ -98,7 +98,7 @@ def _trajectories(stream: StreamComparison) -> Figure:
         crowded = len(experiences) > 4
         axes.set_xticks(
             range(len(experiences)),
-            [short(name, 12) for name in experiences],
+            [short(name, 14) for name in experiences],
             rotation=30 if crowded else 0,
             ha="right" if crowded else "center",
         )
