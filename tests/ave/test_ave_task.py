@@ -65,6 +65,17 @@ def test_samples_of_a_batch_do_not_mix(task):
         torch.testing.assert_close(whole[name][1:2], single[name])
 
 
+def test_the_event_of_the_clip_can_be_in_any_second(task):
+    spec, found = features({"visual": 6, "audio": 4}, 8)
+    head = task.head(spec, task.experiences()[0])
+    before = head(found, Batch("ave", (), {}))["event"]
+    for second in range(8):
+        changed = {name: value.clone() for name, value in found.final.items()}
+        changed["visual"][:, second] *= torch.linspace(-20, 20, 6)
+        after = head(Features(changed, found.stages), Batch("ave", (), {}))["event"]
+        assert (after - before).abs().max() > 1e-3, second
+
+
 def test_loss_is_that_of_the_specification(task):
     outputs = {"relevance": torch.tensor([[2.0, -1.0]]), "event": torch.tensor([[1.0, 0.0, -1.0]])}
     truth = {"segments": torch.tensor([[0, 3]]), "event": torch.tensor([0])}

@@ -134,13 +134,12 @@ def test_overlaps_and_repeated_labels_are_warnings_and_change_nothing(copy):
 
 def test_row_of_no_video_is_a_warning_that_clean_refuses(copy):
     label = (copy / "categories.txt").read_text().splitlines()[0]
-    stray = [f"unknown____x_0_10\t0\t3\t{label}", f"P7x4FV4lg_570_580\t0\t3\t{label}", f"stray\t0\t3\t{label}"]
+    trained = (copy / "AVVP_train.csv").read_text().splitlines()[1].split("\t")[0]
+    stray = [f"{trained}\t0\t3\t{label}", f"P7x4FV4lg_570_580\t0\t3\t{label}", f"stray\t0\t3\t{label}"]
     lines = edit(copy / "AVVP_eval_visual.csv", lambda lines: lines.extend(stray))
     expected = [("AVVP_eval_visual.csv", f"line {len(lines) - back}", "filename", "warning") for back in (2, 1, 0)]
     assert found(copy) == expected
-    with pytest.raises(
-        DataError, match=rf"line {len(lines) - 2}.*unknown____x_0_10.*line {len(lines)}.*'stray'"
-    ) as error:
+    with pytest.raises(DataError, match=rf"line {len(lines) - 2}.*{trained}.*line {len(lines)}.*'stray'") as error:
         ParsingData(stub(copy), "clean")
     assert "P7x4FV4lg" not in str(error.value)
     assert ParsingData(stub(copy), "paper").keys("val")

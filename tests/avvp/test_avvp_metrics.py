@@ -103,7 +103,7 @@ def test_one_video_by_hand(pred, segment, event):
     assert found["segment_event_av"] == pytest.approx(segment)
 
 
-def test_one_true_event_satisfies_several_predictions():
+def test_a_true_event_that_is_predicted_in_two_pieces():
     pred = one_video(c0=(0, 10))
     pred[0, 0, 5] = 0
     found = parsing_f_scores(pred, pred, one_video(c0=(0, 10)), one_video(c0=(0, 9)))

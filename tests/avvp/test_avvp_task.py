@@ -76,6 +76,41 @@ def test_a_modality_reads_its_own_tower(task):
     assert not torch.allclose(before["visual"], head(changed, Batch("avvp", (), {}))["visual"])
 
 
+def test_seconds_are_found_from_video_labels_alone(task):
+    """Tokens that show their own second's events: training on whole-video labels must say when, and in which modality."""
+    generator = torch.Generator().manual_seed(0)
+    codes = {name: torch.randn(3, 16, generator=generator) for name in ("audio", "visual")}
+
+    def clips(count: int) -> tuple[Features, dict[str, torch.Tensor]]:
+        present = torch.rand(count, 2, 3, 1, generator=generator) < 0.25
+        onset = torch.randint(0, 7, (count, 2, 3, 1), generator=generator)
+        second = torch.arange(10)
+        marks = present & (second >= onset) & (second < onset + 4)
+        dense = {name: marks[:, place] for place, name in enumerate(codes)}
+        tokens = {
+            name: (marks.transpose(1, 2).float() @ codes[name])[:, :, None]
+            + 0.3 * torch.randn(count, 10, 1, 16, generator=generator)
+            for name, marks in dense.items()
+        }
+        return Features(tokens, {}), {**dense, "labels": (dense["audio"] | dense["visual"]).any(2)}
+
+    torch.manual_seed(0)
+    shapes = {name: TokenShape((1, 1), 16) for name in codes}
+    head = task.head(FeatureSpec(shapes, {}), task.experiences()[0])
+    found, truth = clips(96)
+    optimizer = torch.optim.Adam(head.parameters(), 5e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        sum(task.loss(head(found, Batch("avvp", (), {})), {"labels": truth["labels"]}).values()).backward()
+        optimizer.step()
+    found, truth = clips(64)
+    decoded = task.decode(head(found, Batch("avvp", (), {})))
+    for name in codes:
+        agree = (decoded[name].bool() == truth[name]).float().mean().item()
+        nothing = 1 - truth[name].float().mean().item()
+        assert agree > nothing + 0.03, (name, agree, nothing)
+
+
 def test_loss_sees_weak_labels_only(task):
     spec, found = features({"visual": 12, "audio": 7}, 4)
     outputs = task.head(spec, task.experiences()[0])(found, Batch("avvp", (), {}))

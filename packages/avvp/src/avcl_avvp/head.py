@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,8 @@ WIDTH = 128
 """Width of the representation of a second."""
 MODALITIES = ("audio", "visual")
 """The two modalities in which events are parsed."""
+PRIOR = 0.1
+"""Probability of a class in a second before training: most classes are absent from most seconds."""
 SMALLEST = 1e-6
 """Probabilities are kept this far from 0 and 1 before they become logits again."""
 
@@ -38,7 +42,7 @@ class PoolingHead(nn.Module):
             {name: nn.Linear(sum(widths[tower] for tower in self.sources[name]), WIDTH) for name in MODALITIES}
         )
         self.context = nn.ModuleDict({name: nn.Conv1d(WIDTH, WIDTH, kernel_size=3, padding=1) for name in MODALITIES})
-        self.event = nn.ModuleDict({name: nn.Linear(WIDTH, classes) for name in MODALITIES})
+        self.event = nn.ModuleDict({name: _event_layer(classes) for name in MODALITIES})
         self.attention = nn.ModuleDict({name: nn.Linear(WIDTH, classes) for name in MODALITIES})
 
     def forward(self, features: Features, batch: Batch) -> Outputs:
@@ -57,6 +61,12 @@ class PoolingHead(nn.Module):
             missing.append(1 - pooled)
         outputs["clip"] = _logit(1 - missing[0] * missing[1])
         return outputs
+
+
+def _event_layer(classes: int) -> nn.Linear:
+    layer = nn.Linear(WIDTH, classes)
+    nn.init.constant_(layer.bias, math.log(PRIOR / (1 - PRIOR)))
+    return layer
 
 
 def _logit(probability: Tensor) -> Tensor:

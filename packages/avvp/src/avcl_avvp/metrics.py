@@ -65,7 +65,7 @@ def event_counts(pred: np.ndarray, target: np.ndarray) -> Counts:
     """Count events, the maximal runs of seconds: TP, FP, FN ``[3, N, C]`` of boolean arrays ``[N, C, T]``.
 
     A predicted event is a TP if its IoU with any true event of the class is at least 0.5, else an FP; a true event with
-    no such prediction is an FN. One true event may satisfy several predictions.
+    no such prediction is an FN. Runs of one class lie apart, so no two can cover half of a third: matches are one to one.
     """
     counts = np.zeros((3, *pred.shape[:2]), dtype=np.int64)
     for video, name in zip(*np.nonzero((pred | target).any(-1)), strict=True):
