@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -101,7 +102,7 @@ def _matrix(summary: Summary) -> Figure:
     return figure
 
 
-def _readable_on(face: str | tuple[float, ...]) -> str:
+def _readable_on(face: Any) -> str:
     """Return ink or white, whichever has the higher contrast ratio (WCAG 2.2) on ``face``."""
     channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(face)]
     luminance = 0.2126 * channels[0] + 0.7152 * channels[1] + 0.0722 * channels[2]
