@@ -144,7 +144,7 @@ def test_one_experience(tmp_path):
         "LA": 50,
     }
     assert {d.reason for d in summary.definitions if d.name == "FM"} == {
-        "FM is undefined for T = 1: it needs at least two experiences"
+        "forgetting and transfer need at least two experiences"
     }
 
 

@@ -260,7 +260,9 @@ def _definitions(record: RunRecord, setting: Setting) -> tuple[Definition, ...]:
             try:
                 value = function()
             except ValueError as error:
-                reason = _WHY[setting] if setting in _WHY and len(names) > 1 else str(error)
+                reason = _WHY.get(setting, str(error))
+                if len(names) == 1 and name not in ("A_T", "mean A", "LA"):
+                    reason = "forgetting and transfer need at least two experiences"
         rows.append(Definition(name, formula, value, reason))
     return tuple(rows)
 
