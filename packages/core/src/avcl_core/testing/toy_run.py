@@ -26,8 +26,8 @@ from avcl_core.training.preemption import Preemption
 from avcl_core.training.trainer import Trainer
 from shared_backbones.tower import Tower
 
-SHORT = TrainingOptions(epochs=2, batch_size=4, lr=1e-2, checkpoint_every=2, evaluation_batch=3)
-"""Two epochs with a ragged last batch, committing at every second step."""
+SHORT = TrainingOptions(epochs=2, batch_size=4, lr=1e-2, evaluation_batch=3)
+"""Two epochs with a ragged last batch."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ class ToyRun:
     def loader(self, workers: int = 0) -> Loader:
         """Return a loader of the tasks' samples."""
         rates = {task.audio_rate for task in self.tasks.values()}
-        return Loader(self.tasks, make_inputs(self.towers(), {}, rates.pop(), None), torch.device("cpu"), workers)
+        modalities = {name for task in self.tasks.values() for name in task.modalities}
+        towers = {name: tower for name, tower in self.towers().items() if name in modalities}
+        return Loader(self.tasks, make_inputs(towers, {}, rates.pop(), None), torch.device("cpu"), workers)
 
     def trainer(
         self,
@@ -106,13 +108,13 @@ class Countdown(Preemption):
         super().__init__()
 
     @property
-    def requested(self) -> str | None:  # type: ignore[override]
+    def requested(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The reason to stop once the countdown is over."""
         self.asked += 1
         return "a countdown" if self.asked > self.left else None
 
     @requested.setter
-    def requested(self, value: str | None) -> None:
+    def requested(self, value: str | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         pass
 
 
@@ -130,7 +132,7 @@ def run_straight(toy: ToyRun, folder: Path, workers: int = 0) -> tuple[Trainer, 
 
     class Witness(Countdown):
         @property
-        def requested(self) -> str | None:  # type: ignore[override]
+        def requested(self) -> str | None:
             asked.append(Stop(trainer.at.phase, trainer.at.session))
             return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -38,8 +38,7 @@ def clip(seed: int = 0) -> Tower:
     """Return a CLIP image transformer of four blocks."""
     from shared_backbones.towers.clip_vit import ClipVit
 
-    vocabulary = None
-    return _drawn(seed, lambda: ClipVit("tiny", "toy", (16, 4, 2, 8, 32, 16, 1, 2, 16, 259), vocabulary))
+    return _drawn(seed, lambda: ClipVit("tiny", "toy", (16, 4, 2, 8, 32, 16, 1, 2, 16, 259), None))
 
 
 def resnet(seed: int = 0) -> Tower:
@@ -54,7 +53,16 @@ def toy_towers() -> Mapping[str, Tower]:
     return {"visual": swin(), "audio": htsat()}
 
 
-def _drawn(seed: int, make) -> Tower:
+def stir(tower: Tower, seed: int = 0) -> Tower:
+    """Add noise to every weight and return the tower: some start at zero (Swin-V2's norms) and would silence their blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in tower.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return tower
+
+
+def _drawn(seed: int, make: Callable[[], Tower]) -> Tower:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return make()
+        return stir(make(), seed)
