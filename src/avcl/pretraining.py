@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchaudio
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 import shared_backbones
@@ -18,14 +20,16 @@ from avcl_core.data.pool import run_jobs
 from avcl_core.seeding import derive, torch_generator
 from avcl_core.world.composer import SceneBuilder, other_classes
 from avcl_core.world.procedural import procedural
-from avcl_core.world.render import frames, sound_track
+from avcl_core.world.render import frames, masks, sound_track
 from avcl_core.world.seeds import rng_for
+from shared_backbones.text import TextEncoder
 from shared_backbones.tower import Tower
 
 TOWERS = ("swin_v2", "clip_vit", "resnet18", "htsat", "clap")
 RATE = 32_000
 SECONDS = 2
 PIXELS = 96
+GRID = 8
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Recipe:
 
     scenes: int = 6000
     held_out: int = 400
-    epochs: int = 8
+    epochs: int = 10
     batch: int = 64
     lr: float = 2e-3
     seed: int = 0
@@ -47,7 +51,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Frames uint8 ``[n, S, S, 3]``, sounds float32 ``[n, RATE]`` and, per second, which classes are seen and heard."""
+    """Frames, one-second sounds, and what they show.
+
+    Attributes:
+        pictures: uint8 ``[n, S, S, 3]``.
+        sounds: float32 ``[n, RATE]``.
+        seen: share of each cell of a GRID × GRID raster that a class covers, float16 ``[n, classes, GRID, GRID]``.
+        heard: whether a class is heard, bool ``[n, classes]``.
+    """
 
     pictures: np.ndarray
     sounds: np.ndarray
@@ -75,12 +86,15 @@ def _scene(job: tuple[int, str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarra
         audible = [(0, SECONDS)] if rng.random() < 0.85 else []
         builder.add(cls, visible=visible, audible=audible)
     scene = builder.scene(f"p{index:08d}")
-    labels = {
-        name: np.stack([[getattr(scene, name)(cls)[s] for cls in bank.classes] for s in range(SECONDS)])
-        for name in ("visible", "audible")
-    }
-    pictures = frames(scene, bank, times=np.arange(SECONDS) + 0.5)
-    return pictures, sound_track(scene, bank, RATE).reshape(SECONDS, RATE), labels["visible"], labels["audible"]
+    times = np.arange(SECONDS) + 0.5
+    covered = (
+        masks(scene, bank, times=times).reshape(-1, SECONDS, GRID, PIXELS // GRID, GRID, PIXELS // GRID).mean((3, 5))
+    )
+    seen = np.zeros((SECONDS, len(bank.classes), GRID, GRID), np.float16)
+    for source, share in zip(scene.sources, covered, strict=True):
+        seen[:, bank.classes.index(source.cls)] += share
+    heard = np.stack([[scene.audible(cls)[second] for cls in bank.classes] for second in range(SECONDS)])
+    return frames(scene, bank, times=times), sound_track(scene, bank, RATE).reshape(SECONDS, RATE), seen, heard
 
 
 def pretrain(
@@ -88,85 +102,81 @@ def pretrain(
 ) -> tuple[Tower, dict[str, Any]]:
     """Pretrain one tiny tower and return it with its provenance.
 
-    Towers without text learn which classes a picture or sound shows (multi-label); towers with text learn to match it with
-    the classes' names, so that their two sides share a space.
+    Every token learns which class lies under it, or none (audio: which class is heard), by a linear reading that is thrown
+    away. Towers with text also learn to match the whole input with the classes' names, so that their sides share a space.
     """
     torch.manual_seed(derive(recipe.seed, "pretraining", name))
     tower = shared_backbones.create(name, size="tiny", pretrained=False, seed=recipe.seed)
     tower.set_trainable(True)
     classes = procedural(family="pretrain").classes
-    reader = _TextReader(tower, classes) if tower.text is not None else _LinearReader(tower.info.width, len(classes))
-    data, test = (_features(tower, corpus) for corpus in (train, held_out))
-    parameters = [*tower.net.parameters(), *reader.parameters()]
+    reading = nn.Linear(tower.info.width, len(classes) + 1)
+    names = _Names(tower.text, classes) if tower.text is not None else None
+    parameters = [*tower.net.parameters(), *reading.parameters(), *(names.parameters() if names else ())]
+    inputs, shares = _features(tower, train)
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.05)
-    steps = recipe.epochs * -(-len(data[0]) // recipe.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.1)
+    steps = recipe.epochs * -(-len(inputs) // recipe.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.15)
     for epoch in range(recipe.epochs):
         tower.train()
         total = 0.0
-        for inputs, labels in _batches(*data, recipe, epoch):
-            loss = nn.functional.binary_cross_entropy_with_logits(reader(tower, _tokens(tower, inputs)), labels)
+        for x, share in _batches(inputs, shares, recipe, epoch):
+            tokens = _tokens(tower, x)
+            loss = _cross_entropy(reading(tokens[:, tower.info.class_tokens :]), share)
+            if names is not None:
+                loss = loss + _cross_entropy(names(tower.project(tokens))[:, None], share.amax(1, keepdim=True))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
-            total += float(loss)
+            total += float(loss.detach())
         say(f"{name}: epoch {epoch + 1}/{recipe.epochs}, loss {total / (steps / recipe.epochs):.4f}")
     tower.set_trainable(False)
-    with torch.no_grad():
-        scores = torch.cat([reader(tower, _tokens(tower, x)) for x in test[0].split(128)])
-    quality = {"held_out_mean_average_precision": round(_mean_average_precision(scores, test[1]), 4)}
+    quality = {"held_out_mean_average_precision": round(_quality(tower, reading, held_out, len(classes)), 4)}
     say(f"{name}: {quality}")
     return tower, {"recipe": asdict(recipe), "bank": "procedural-pretrain", "classes": len(classes), **quality}
 
 
-class _LinearReader(nn.Module):
-    def __init__(self, width: int, classes: int) -> None:
+class _Names(nn.Module):
+    """Scaled cosine between inputs and the names of the classes (Radford et al. 2021), and a bias for none of them."""
+
+    def __init__(self, text: TextEncoder, classes: Sequence[str]) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, classes)
-
-    def forward(self, tower: Tower, tokens: Tensor) -> Tensor:
-        return self.linear(tokens.mean(1))
-
-
-class _TextReader(nn.Module):
-    """Scaled cosine between a sample and the name of each class (CLIP), read as independent labels (SigLIP)."""
-
-    def __init__(self, tower: Tower, classes: Sequence[str]) -> None:
-        super().__init__()
-        assert tower.text is not None
-        self.ids = tower.text.crop(tower.text.tokenize([name.replace("-", " ") for name in classes]))
+        self.text = text
+        self.ids = text.crop(text.tokenize([name.replace("-", " ") for name in classes]))
         self.scale = nn.Parameter(torch.tensor(2.3))
-        self.bias = nn.Parameter(torch.tensor(-5.0))
+        self.none = nn.Parameter(torch.zeros(1))
 
-    def forward(self, tower: Tower, tokens: Tensor) -> Tensor:
-        assert tower.text is not None
-        names = tower.text.forward_embeddings(tower.text.token_embeddings(self.ids), self.ids)
-        own = nn.functional.normalize(tower.project(tokens), dim=-1)
-        return self.scale.exp() * own @ nn.functional.normalize(names, dim=-1).T + self.bias
+    def forward(self, joint: Tensor) -> Tensor:
+        """Return logits ``[B, classes + 1]`` of inputs ``[B, D]`` in the joint space."""
+        names = self.text.forward_embeddings(self.text.token_embeddings(self.ids), self.ids)
+        cosine = nn.functional.normalize(joint, dim=-1) @ nn.functional.normalize(names, dim=-1).T
+        return torch.cat([self.scale.exp() * cosine, self.none.expand(len(joint), 1)], 1)
+
+
+def _cross_entropy(logits: Tensor, share: Tensor) -> Tensor:
+    """Cross-entropy of ``[B, N, classes + 1]`` logits with the classes present, in equal parts, or the last one for none."""
+    present = (share > 0.1).float()
+    wanted = torch.cat([present, (present.sum(-1, keepdim=True) == 0).float()], -1)
+    wanted = wanted / wanted.sum(-1, keepdim=True)
+    return -(logits.log_softmax(-1) * wanted).sum(-1).mean()
 
 
 def _features(tower: Tower, corpus: Corpus) -> tuple[Tensor, Tensor]:
-    """Front-end features and labels of a corpus for one tower."""
+    """Front-end features of a corpus for one tower, and the share of each class under each token ``[n, N, classes]``."""
     info = tower.info
-    if info.modality == "visual":
+    if info.image_size is not None:
         pictures = torch.from_numpy(corpus.pictures).permute(0, 3, 1, 2).float().div_(255)
-        assert info.image_size is not None and info.mean is not None and info.std is not None  # noqa: PT018
-        resized = nn.functional.interpolate(
-            pictures, (info.image_size, info.image_size), mode="bicubic", antialias=True
-        ).clamp_(0, 1)
-        mean, std = torch.tensor(info.mean).view(3, 1, 1), torch.tensor(info.std).view(3, 1, 1)
-        return (resized - mean) / std, torch.from_numpy(corpus.seen).float()
-    import torchaudio
-
-    assert info.sample_rate is not None
-    parts = []
-    for wave in torch.from_numpy(corpus.sounds).split(256):
-        if info.sample_rate != RATE:
-            wave = torchaudio.functional.resample(wave, RATE, info.sample_rate)
-        parts.append(tower.frontend(wave))
-    return torch.cat(parts), torch.from_numpy(corpus.heard).float()
+        size = (info.image_size, info.image_size)
+        resized = nn.functional.interpolate(pictures, size, mode="bicubic", antialias=True).clamp_(0, 1)
+        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (info.mean, info.std))
+        share = nn.functional.adaptive_max_pool2d(torch.from_numpy(corpus.seen).float(), info.grid)
+        return (resized - mean) / std, share.flatten(2).transpose(1, 2).contiguous()
+    rate = info.sample_rate or RATE
+    waves = torch.from_numpy(corpus.sounds)
+    parts = [tower.frontend(torchaudio.functional.resample(part, RATE, rate)) for part in waves.split(256)]
+    # Time is folded into the grid, so that every token of a second hears the same classes.
+    return torch.cat(parts), torch.from_numpy(corpus.heard).float()[:, None]
 
 
 def _batches(inputs: Tensor, labels: Tensor, recipe: Recipe, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -183,10 +193,13 @@ def _tokens(tower: Tower, inputs: Tensor) -> Tensor:
     return tower.final(tokens)
 
 
-def _mean_average_precision(scores: Tensor, labels: Tensor) -> float:
-    from sklearn.metrics import average_precision_score
-
-    return float(average_precision_score(labels.numpy(), scores.numpy(), average="macro"))
+def _quality(tower: Tower, reading: nn.Module, corpus: Corpus, classes: int) -> float:
+    """Mean average precision of the linear reading's best token, over classes, on unseen sprites and sounds."""
+    inputs, share = _features(tower, corpus)
+    with torch.no_grad():
+        tokens = torch.cat([_tokens(tower, x)[:, tower.info.class_tokens :] for x in inputs.split(128)])
+        scores = reading(tokens).softmax(-1)[..., :classes].amax(1)
+    return float(average_precision_score((share.amax(1) > 0.1).numpy(), scores.numpy(), average="macro"))
 
 
 def rebuild(

@@ -37,7 +37,8 @@ def format_result_table(record: RunRecord) -> Table:
     for column in ("R[i,i]", "final", "drop", "retention"):
         table.add_column(_plain(column), justify="right", no_wrap=True)
     for test in summary.tests:
-        controls = "\n".join(f"{format_score(value, test.ideal)} {name}" for name, value in test.controls.items())
+        shown = [*test.controls.items(), *((f"oracle: {name}", value) for name, value in test.bounds.items())]
+        controls = "\n".join(f"{format_score(value, test.ideal)} {name}" for name, value in shown)
         cells = [format_score(entry.value, test.ideal) for entry in (test.learnt, test.final, test.drop)]
         cells.append(format_score(test.retention.value, 1.0))
         table.add_row(*(_plain(cell) for cell in (test.name, test.primary, controls or DASH, *cells)))

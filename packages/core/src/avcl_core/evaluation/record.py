@@ -33,6 +33,7 @@ class Evaluation(_Line):
     primary: str
     metrics: dict[str, float]
     controls: dict[str, dict[str, float]] = {}
+    oracles: list[str] = []
     samples: int
     ideal: float = 100.0
 
@@ -91,7 +92,8 @@ class RunRecord:
         stream: the stream with its test sets, protocol and task id.
         method, model, seed: what was run.
         matrix: metrics of every test set after every row; its columns are the stream's test sets, in that order.
-        controls: test set → name of a trivial predictor → metrics.
+        controls: test set → name of a control → metrics.
+        oracles: test set → names of the controls that look at the test targets: bounds, not trivial predictors.
         samples: test set → number of evaluated samples.
         ideals: test set → value of a perfect primary metric.
         steps, epochs: the training log, in order.
@@ -109,6 +111,7 @@ class RunRecord:
     controls: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
     ideals: dict[str, float] = field(default_factory=dict)
+    oracles: dict[str, tuple[str, ...]] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     epochs: tuple[Epoch, ...] = ()
     owned: tuple[OwnedTensor, ...] = ()
@@ -160,7 +163,7 @@ class RunRecord:
         owned = _json(owned_file) if owned_file.exists() else []
         if not isinstance(owned, list):
             raise IntegrityError(f"{owned_file}: found {type(owned).__name__}, expected a list of tensors")
-        matrix, controls, samples, ideals = _results(run_folder / "results.jsonl", stream)
+        matrix, controls, samples, ideals, oracles = _results(run_folder / "results.jsonl", stream)
         return cls(
             stream=stream,
             method=run.method,
@@ -170,6 +173,7 @@ class RunRecord:
             controls=controls,
             samples=samples,
             ideals=ideals,
+            oracles=oracles,
             steps=tuple(steps.values()),
             epochs=tuple(epochs.values()),
             owned=tuple(_parse(OwnedTensor, row, f"{owned_file} entry {n}") for n, row in enumerate(owned)),
@@ -180,13 +184,16 @@ class RunRecord:
         )
 
 
-def _results(file: Path, stream: Stream) -> tuple[ResultMatrix, dict, dict[str, int], dict[str, float]]:
+def _results(
+    file: Path, stream: Stream
+) -> tuple[ResultMatrix, dict, dict[str, int], dict[str, float], dict[str, tuple[str, ...]]]:
     matrix = ResultMatrix([test.name for test in stream.tests])
     rows = (START, *(experience.name for experience in stream.experiences))
     task_of = {test.name: stream.experience(test.experience).task for test in stream.tests}
     controls: dict[str, dict[str, dict[str, float]]] = {}
     samples: dict[str, int] = {}
     ideals: dict[str, float] = {}
+    oracles: dict[str, tuple[str, ...]] = {}
     for where, entry in _lines(file):
         line = _parse(Evaluation, entry, where)
         for what, value, known in (("row", line.row, rows), ("test", line.test, tuple(task_of))):
@@ -208,7 +215,8 @@ def _results(file: Path, stream: Stream) -> tuple[ResultMatrix, dict, dict[str, 
             controls.setdefault(line.test, {})[name] = dict(metrics)
         samples[line.test] = line.samples
         ideals[line.test] = line.ideal
-    return matrix, controls, samples, ideals
+        oracles[line.test] = tuple(line.oracles)
+    return matrix, controls, samples, ideals, oracles
 
 
 def _text(file: Path) -> str:

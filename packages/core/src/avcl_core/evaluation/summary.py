@@ -46,7 +46,7 @@ class TestSummary:
 
     Attributes:
         values: row → primary metric (NaN: undefined); rows where it was not evaluated are absent.
-        controls: trivial predictor → primary metric.
+        controls: trivial predictor → primary metric; ``bounds``: predictor that knows the test targets → primary metric.
         learnt: R[i,i], right after its experience.
         final: the result after the last experience; with a model per experience, the one of its own model.
         best: max over i ≤ t < T of R[t,i]; ``drop``: best − R[T,i], its term of FM; ``retention``: R[T,i] / R[i,i].
@@ -61,6 +61,7 @@ class TestSummary:
     samples: int
     values: dict[str, float]
     controls: dict[str, float]
+    bounds: dict[str, float]
     learnt: Value
     final: Value
     best: Value
@@ -206,6 +207,8 @@ def _test(record: RunRecord, name: str, setting: Setting) -> TestSummary:
         retention = _combine(learnt, end, lambda before, after: after / before if before > 0 else None)
         if retention.value is None and not retention.reason:
             retention = Value(None, "R[i,i] is not positive: a ratio to it is no share")
+    known = {control: metrics[primary] for control, metrics in record.controls.get(name, {}).items() if primary}
+    oracles = record.oracles.get(name, ())
     return TestSummary(
         name=name,
         experience=experience,
@@ -214,7 +217,8 @@ def _test(record: RunRecord, name: str, setting: Setting) -> TestSummary:
         ideal=record.ideals.get(name, 100.0),
         samples=record.samples.get(name, 0),
         values={row: matrix.value(row, name) for row in matrix.rows if matrix.cell(row, name)},
-        controls={control: metrics[primary] for control, metrics in record.controls.get(name, {}).items() if primary},
+        controls={control: value for control, value in known.items() if control not in oracles},
+        bounds={control: value for control, value in known.items() if control in oracles},
         learnt=learnt,
         final=final,
         best=best,

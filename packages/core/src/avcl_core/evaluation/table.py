@@ -81,7 +81,8 @@ def write_table(summary: Summary) -> str:
                 (test.retention, 1.0),
             )
         ]
-        controls = ", ".join(f"{name} {format_score(value, test.ideal)}" for name, value in test.controls.items())
+        shown = [*test.controls.items(), *((f"oracle: {name}", value) for name, value in test.bounds.items())]
+        controls = ", ".join(f"{name} {format_score(value, test.ideal)}" for name, value in shown)
         body.append([test.name, test.primary, str(test.samples), controls or DASH, *numbers])
     lines += _rows(header, body)
     lines += [

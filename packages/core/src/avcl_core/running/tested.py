@@ -60,6 +60,8 @@ def write_evaluation(run: Path, tag: str | None, found: Mapping[str, Tested]) ->
             "metrics": dict(evaluation.metrics),
             "controls": {name: dict(values) for name, values in evaluation.controls.items()},
             "samples": len(evaluation.predictions),
+            "ideal": task.ideal,
+            "oracles": sorted(task.oracles),
         }
         folder.result(record, evaluation, task.pack)
         lines += [f"{test}: {len(evaluation.predictions)} samples", *result_block(task, evaluation)]

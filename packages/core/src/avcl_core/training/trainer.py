@@ -361,6 +361,7 @@ class Trainer:
                 "controls": {n: dict(v) for n, v in found.controls.items()},
                 "samples": len(found.predictions),
                 "ideal": task.ideal,
+                "oracles": sorted(task.oracles),
             }
             self.recorder.result(record, found, task.pack)
             self._move(index=index + 1)
