@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avcl_ave.data import Row, categories_beside, class_names, read_rows, read_split
-from avcl_ave.records import AnnotationFile
 from avcl_core.data.problems import Problem
+from avcl_core.data.records import AnnotationFile
 
 
 @dataclass(frozen=True)

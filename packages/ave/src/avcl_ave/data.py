@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avcl_ave.records import AnnotationFile, refuse_errors
+from avcl_core.data.records import AnnotationFile, refuse_errors
 from avcl_core.errors import nearest
 
 SECONDS = 10

@@ -9,9 +9,9 @@ import numpy as np
 
 from avcl_ave.annotations import read_annotations
 from avcl_ave.data import SPLIT_FILES, Row, segments
-from avcl_ave.records import refuse_errors
 from avcl_core.data.prepared import Prepared
 from avcl_core.data.problems import broken
+from avcl_core.data.records import refuse_errors
 
 
 class EventData:

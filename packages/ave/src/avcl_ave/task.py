@@ -14,6 +14,8 @@ from avcl_ave.dataset import EventData
 from avcl_ave.head import TemporalHead
 from avcl_ave.metrics import class_accuracies, relevance_accuracy, segment_accuracy
 from avcl_core.batch import Outputs
+from avcl_core.config.options import Options
+from avcl_core.data.prepared import Prepared
 from avcl_core.features import FeatureSpec
 from avcl_core.stream import Experience
 from avcl_core.task import Dataset, Kind, Prediction, Task
@@ -130,3 +132,8 @@ def _stack(records: Mapping[str, Prediction], targets: Mapping[str, Prediction])
         raise ValueError(f"ave: predictions and targets differ in {len(odd)} samples, for example {odd[0]!r}")
     keys = sorted(targets)
     return np.stack([records[k]["segments"] for k in keys]), np.stack([records[k]["event"] for k in keys])
+
+
+def build(options: Options, prepared: Prepared, protocol: str) -> EventLocalisation:
+    """Return the task over prepared data, as the package's plug-in builds it."""
+    return EventLocalisation(EventData(prepared, protocol))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from avcl_avvp.data import LLP_CLASSES, DenseRow, WeakRow, categories_beside, read_dense, read_weak
 from avcl_avvp.defects import LOST, corrupted
-from avcl_avvp.records import AnnotationFile
 from avcl_core.data.problems import Problem
+from avcl_core.data.records import AnnotationFile
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from avcl_avvp.records import AnnotationFile, refuse_errors
 from avcl_core.data.problems import broken
+from avcl_core.data.records import AnnotationFile, refuse_errors
 from avcl_core.errors import nearest
 
 SECONDS = 10

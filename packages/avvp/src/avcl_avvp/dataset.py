@@ -11,9 +11,9 @@ from avcl_avvp.annotations import Annotations, read_annotations
 from avcl_avvp.data import DenseRow, WeakRow, mark_seconds, multi_hot
 from avcl_avvp.defects import CORRUPTED, LOST, is_llp, repair
 from avcl_avvp.layout import DENSE_FILES, WEAK_FILES
-from avcl_avvp.records import refuse_errors
 from avcl_core.data.prepared import Prepared
 from avcl_core.data.problems import Problem, broken
+from avcl_core.data.records import refuse_errors
 
 
 class ParsingData:

@@ -13,6 +13,8 @@ from avcl_avvp.dataset import ParsingData
 from avcl_avvp.head import MODALITIES, PoolingHead
 from avcl_avvp.metrics import parsing_f_scores
 from avcl_core.batch import Outputs
+from avcl_core.config.options import Options
+from avcl_core.data.prepared import Prepared
 from avcl_core.features import FeatureSpec
 from avcl_core.stream import Experience
 from avcl_core.task import Dataset, Kind, Prediction, Task
@@ -143,3 +145,8 @@ class VideoParsing(Task):
             for level in ("segment", "event")
             for name, label in _BLOCK.items()
         ]
+
+
+def build(options: Options, prepared: Prepared, protocol: str) -> VideoParsing:
+    """Return the task over prepared data, as the package's plug-in builds it."""
+    return VideoParsing(ParsingData(prepared, protocol))

@@ -26,6 +26,7 @@ class Batch:
         stored: what a replay memory kept beside the sample (dark logits, frame indices), ``[b, …]``.
         share: fraction of the whole step's loss units that this batch carries. A mean loss is multiplied by it, so that
             micro-batches and ranks add up to the loss of the whole step; the replayed batches of a step share 1.
+        row_share: the same fraction counted in samples, for terms that are means over samples: distillation, ``nll``.
         whole: every rank holds all of these samples (replayed ones under a coupled loss), so there is nothing to gather.
     """
 
@@ -37,6 +38,7 @@ class Batch:
     experience: str | None = None
     stored: Mapping[str, Tensor] = field(default_factory=dict)
     share: float = 1.0
+    row_share: float = 1.0
     whole: bool = False
 
     def __len__(self) -> int:

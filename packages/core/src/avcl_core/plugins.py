@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
     from avcl_core.world.writer import WorldSize
 
 GROUPS = {"task": "avcl.tasks", "model": "avcl.models", "method": "avcl.methods"}
+
+
+def late(target: str) -> Callable[..., Any]:
+    """Return a function that imports ``module:name`` at its first call, so that listing plug-ins imports nothing heavy."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        module, _, name = target.partition(":")
+        return getattr(importlib.import_module(module), name)(*arguments, **named)
+
+    return call
 
 
 @dataclass(frozen=True)

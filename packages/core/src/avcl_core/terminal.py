@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from shared_backbones.errors import TowerError, WeightsError
-
 from avcl_core.errors import AvclError, ConfigError
+from shared_backbones.errors import TowerError, WeightsError
 
 if TYPE_CHECKING:
     from avcl_core.running.launch import Console

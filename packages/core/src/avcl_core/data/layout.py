@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from avcl_core.data.frames import FrameRule
-from avcl_core.data.problems import Problem
+from avcl_core.data.problems import Problem, Severity
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,47 @@ class Layout:
     clips: tuple[ClipSource, ...]
     annotations: dict[str, Path] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class MediaFolders:
+    """Where a published data set keeps its media: for each kind, the folder names that occur, the usual one first."""
+
+    videos: tuple[str, ...]
+    frames: tuple[str, ...]
+    waves: tuple[str, ...]
+
+
+def find_clips(
+    base: Path, ids: Iterable[str], folders: MediaFolders, frame_rule: FrameRule, seconds: int
+) -> tuple[tuple[ClipSource, ...], list[Problem]]:
+    """Return where the media of each clip are, an error for ids without media and a warning for media without an id.
+
+    A clip without media stays among the clips, so that preparation quarantines it by its id; if no clip has media, there are
+    no clips, because there is nothing to prepare.
+    """
+    videos, frames, waves = (_listing(base, names) for names in (folders.videos, folders.frames, folders.waves))
+    clips = [ClipSource(id, videos.get(id), frames.get(id), waves.get(id), frame_rule, seconds) for id in ids]
+    lost = [clip.id for clip in clips if clip.picture is None or clip.sound is None]
+    spare = sorted({*videos, *frames, *waves} - {clip.id for clip in clips})
+    problems = []
+    if lost:
+        expected = f"{folders.videos[0]}/<id>.mp4, or {folders.frames[0]}/<id>/ and {folders.waves[0]}/<id>.npy"
+        problems.append(_media(base, "without media", lost, expected, "add the media of these clips", "error"))
+    if spare:
+        expected = "media of annotated clips only"
+        problems.append(_media(base, "without annotation", spare, expected, "nothing to do: not used", "warning"))
+    return (tuple(clips) if len(lost) < len(clips) else ()), problems
+
+
+def _media(base: Path, what: str, ids: list[str], expected: str, action: str, severity: Severity) -> Problem:
+    named = ", ".join(ids[:10]) + (", …" if len(ids) > 10 else "")
+    return Problem(str(base), "", "media", f"{len(ids)} ids {what}: {named}", expected, action, severity)
+
+
+def _listing(base: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Return clip id → path in the first of the folders that exists."""
+    folder = next((base / name for name in names if (base / name).is_dir()), None)
+    if folder is None:
+        return {}
+    return {path.name if path.is_dir() else path.stem: path for path in sorted(folder.iterdir()) if path.name[0] != "."}

@@ -65,7 +65,7 @@ class ExperienceReplay(Method):
         if not task.coupled:
             return self.losses(batch, prefix)
         outputs = self.model(batch, self.context(batch, training=True))
-        return {f"{prefix}nll": task.nll(outputs, batch.targets).mean() * batch.share}
+        return {f"{prefix}nll": task.nll(outputs, batch.targets).mean() * batch.row_share}
 
     def after(self, experience: Experience, data: Data) -> None:
         """Remember samples of the finished experience."""

@@ -18,6 +18,7 @@ from avcl_core.data.frontcache import FrontendCache
 from avcl_core.errors import ConfigError
 from shared_backbones.tower import Tower, TowerInfo
 
+
 class Input(Protocol):
     """Turns one raw input of one sample into the tensor ``[T, …]`` that ``Tower.embed`` takes."""
 

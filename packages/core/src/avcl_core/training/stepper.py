@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from avcl_core.batch import Batch
 from avcl_core.collective import Collective
@@ -55,12 +56,17 @@ class Stepper:
         self.method, self.tasks, self.stream, self.loader, self.options = method, tasks, stream, loader, options
         self.optimizers, self.collective, self.seed, self.autocast = optimizers, collective, seed, autocast
         self.live, self.owners = tuple(live), Owners(method.model)
+        train_mode(method.model, self.live)
+        self.norms = [
+            name for name, module in method.model.named_modules() if isinstance(module, _BatchNorm) and module.training
+        ]
 
     def my_requests(self, portion: Portion, augment: tuple[object, ...]) -> list[Request]:
         """Return this rank's share of a portion, one request per micro-batch.
 
         Raises:
-            ConfigError: the loss is over the whole batch, so micro-batches would change it.
+            ConfigError: the loss is over the whole batch, so micro-batches would change it; or learnt batch-norm statistics
+                are, which neither micro-batches nor ranks may divide.
         """
         count = len(portion.keys)
         mine = shards(count, self.collective.world)[self.collective.rank]
@@ -69,6 +75,11 @@ class Stepper:
         if pieces > 1 and any(coupled):
             who = f"task {portion.experience.task}" if coupled[0] else f"model {type(self.method.model).__name__}"
             raise ConfigError(f"{who} has a loss over the whole batch; leave training.micro_batch empty")
+        if self.norms and (pieces > 1 or self.collective.world > 1):
+            raise ConfigError(
+                f"batch norm {self.norms[0]} learns statistics of the whole batch, which micro-batches and ranks would divide; "
+                "leave training.micro_batch empty and run one process"
+            )
         return [
             Request(portion.experience, "train", tuple(portion.keys[mine.start + i] for i in part), augment)
             for part in shards(len(mine), pieces)
@@ -179,10 +190,13 @@ class Stepper:
         return self.loader.load(request)
 
     def _shared(self, batches: Sequence[Batch | None], weight: float) -> list:
-        """Set each batch's share so that all micro-batches of all ranks together carry ``weight``."""
+        """Set each batch's shares so that all micro-batches of all ranks together carry ``weight``."""
         units = [0 if b is None else self.tasks[b.task].units(b.targets) for b in batches]
         total = self.collective.sum_number(float(sum(units)))
+        rows = self.collective.sum_number(float(sum(len(b) for b in batches if b is not None)))
         return [
-            None if b is None else replace(b, share=weight * u / total if total else 0.0)
+            None
+            if b is None
+            else replace(b, share=weight * u / total if total else 0.0, row_share=weight * len(b) / rows)
             for b, u in zip(batches, units, strict=True)
         ]
