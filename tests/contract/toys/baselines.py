@@ -72,7 +72,7 @@ class LwF(Method):
             taught = Snapshot(self.teacher).call(self.model, asked, self.context(asked, training=False))
             learnt = self.model(asked, self.context(asked, training=False))
             for name, kind in self.tasks[task].fields.items():
-                parts[f"lwf:{task}:{name}"] = distance(kind, learnt[name], taught[name]) * current.share
+                parts[f"lwf:{task}:{name}"] = distance(kind, learnt[name], taught[name]) * current.row_share
         yield Update(parts)
 
     def after(self, experience, data):
@@ -105,8 +105,8 @@ class DERpp(Method):
             task = self.tasks[batch.task]
             outputs = self.model(batch, self.context(batch, training=True))
             dark = [distance(kind, outputs[name], batch.stored[name]) for name, kind in task.fields.items()]
-            parts[f"{batch.experience}:dark"] = torch.stack(dark).sum() * batch.share
-            parts[f"{batch.experience}:nll"] = task.nll(outputs, batch.targets).mean() * batch.share
+            parts[f"{batch.experience}:dark"] = torch.stack(dark).sum() * batch.row_share
+            parts[f"{batch.experience}:nll"] = task.nll(outputs, batch.targets).mean() * batch.row_share
         yield Update(parts)
 
     def after(self, experience, data):

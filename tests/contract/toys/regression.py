@@ -12,6 +12,7 @@ from avcl_core.batch import concatenate
 from avcl_core.features import Features
 from avcl_core.methods.base import Method, Update
 from avcl_core.models.base import Model, Requires
+from avcl_core.models.residual_adapters import ResidualAdapters
 from avcl_core.ownership import own
 from avcl_core.replay.memory import Exemplar
 
@@ -85,3 +86,13 @@ class KeyFrameReplay(Method):
 
     def load(self, state):
         self.kept = [Exemplar(**entry) for entry in state["kept"]]
+
+
+class FrozenRegressor(ResidualAdapters):
+    """The same over a frozen tower with adapters: without batch norm, ranks add up to one process."""
+
+    requires = Requires(towers=("visual",))
+
+    def __init__(self, towers, tasks, options):
+        super().__init__(towers, tasks, options)
+        self.stretch = own(Stretch(), "shared")

@@ -1,0 +1,45 @@
+"""Two processes equal one: for a mean, a token and a coupled loss, each with replay, and for coupled regularisers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toys.ranks import CASES, run
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Run all cases on two ranks of gloo and return the folder of what they saved."""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parent),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    command = [sys.executable, "-m", "toys.ranks"]
+    started = [
+        subprocess.Popen([*command, str(rank), "2", str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one(case, two, folder):
+    one = run(case, folder)
+    ranks = [torch.load(two / f"{case}-{rank}.pt", weights_only=False) for rank in range(2)]
+    assert ranks[0]["matrix"] == ranks[1]["matrix"]
+    assert all(torch.equal(value, ranks[1]["owned"][name]) for name, value in ranks[0]["owned"].items())
+    assert ranks[0]["gradients"].keys() == one["gradients"].keys()
+    largest = max(float(value.abs().max()) for value in one["gradients"].values())
+    apart = {n: float((v - ranks[0]["gradients"][n]).abs().max()) for n, v in one["gradients"].items()}
+    assert max(apart.values()) < 2e-4 * largest, max(apart, key=apart.get)
