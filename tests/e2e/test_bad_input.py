@@ -1,0 +1,129 @@
+"""Bad input ends in one line that names file and field, and in the exit code of its kind."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from avcl.cli import main
+
+
+@pytest.fixture
+def avcl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run a command line; return its exit code and what it wrote to standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["avcl", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        shown = capsys.readouterr()
+        return code, shown.err, shown.out
+
+    return run
+
+
+def one_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, text
+    assert "Traceback" not in text
+    return lines[0]
+
+
+@pytest.fixture
+def source(data_root: Path, straight: Path, tmp_path: Path) -> Path:
+    """A published AVE of the small world that a test may damage."""
+    shutil.copytree(data_root / "source" / "ave", tmp_path / "ave")
+    return tmp_path / "ave"
+
+
+def test_wrong_key_names_file_line_and_nearest_key(avcl, tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("stream:\n  tasks: [ave]\ntraining:\n  epochs: 1\n  batchsize: 4\n")
+    code, err, _ = avcl("run", str(config))
+    assert code == 2
+    assert f"{config}:5: training.batchsize: unknown key; did you mean 'batch_size'?" in one_line(err)
+
+
+def test_wrong_key_of_a_method_and_wrong_value(avcl, tmp_path: Path) -> None:
+    code, err, _ = avcl("config", "show", "method.memroy=4")
+    assert (code, "did you mean 'memory'" in one_line(err)) == (2, True)
+    code, err, _ = avcl("config", "show", "training.epochs=none")
+    assert (code, "training.epochs: found 'none'" in one_line(err)) == (2, True)
+
+
+def test_unknown_names_get_the_nearest(avcl) -> None:
+    for text, hint in {
+        "method.name=finetun": "finetune",
+        "stream.tasks=[avee]": "ave",
+        "towers.visual.name=swinv2": "swin_v2",
+    }.items():
+        code, err, _ = avcl("run", text)
+        assert code == 2
+        assert f"did you mean '{hint}'" in one_line(err)
+
+
+def test_missing_files(avcl, tmp_path: Path) -> None:
+    code, err, _ = avcl("run", str(tmp_path / "absent.yaml"))
+    assert (code, "absent.yaml" in one_line(err)) == (2, True)
+    code, err, _ = avcl("run", "data.world=null", f"data.root={tmp_path}")
+    assert code == 3
+    assert "no prepared data of ave; make it with: avcl data prepare ave" in one_line(err)
+    code, err, _ = avcl("resume", str(tmp_path))
+    assert (code, "run.json is missing" in one_line(err)) == (3, True)
+    code, err, _ = avcl("weights", "verify", str(tmp_path / "absent.pt"))
+    assert (code, "no such file" in one_line(err)) == (3, True)
+
+
+def test_truncated_mp4_is_verified_quarantined_and_refused(avcl, source: Path, tmp_path: Path) -> None:
+    video = min((source / "AVE").glob("*.mp4"))
+    video.write_bytes(video.read_bytes()[:2000])
+    code, _, out = avcl("data", "verify", str(source), "--task", "ave", "--full")
+    assert code == 3
+    assert video.name in out
+    root = tmp_path / "root"
+    code, _, out = avcl("data", "prepare", "ave", str(source), "--root", str(root), "--size", "64", "--workers", "1")
+    assert (code, "1 quarantined" in out) == (0, True)
+    code, err, _ = avcl("run", "data.world=null", f"data.root={root}", "stream.tasks=[ave]")
+    assert code == 3
+    assert video.name in one_line(err)
+
+
+def test_skipping_is_bounded_by_its_budget(avcl, source: Path, tmp_path: Path) -> None:
+    video = min((source / "AVE").glob("*.mp4"))
+    video.write_bytes(b"")
+    root = tmp_path / "root"
+    avcl("data", "prepare", "ave", str(source), "--root", str(root), "--size", "64", "--workers", "1")
+    code, err, _ = avcl("run", "data.world=null", f"data.root={root}", "stream.tasks=[ave]", "data.on_bad_sample=skip")
+    assert code == 3
+    assert "more than data.skip_budget" in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [("&good&", "&good", "fields"), ("&good&0&", "&good&zero&", "start")],
+)
+def test_malformed_annotation_rows_are_named(avcl, source: Path, old: str, new: str, named: str) -> None:
+    rows = (source / "trainSet.txt").read_text().splitlines()
+    at = next(number for number, row in enumerate(rows) if old in row)
+    rows[at] = rows[at].replace(old, new)
+    (source / "trainSet.txt").write_text("\n".join(rows) + "\n")
+    code, _, out = avcl("data", "verify", str(source), "--task", "ave")
+    assert code == 3
+    assert any(
+        "trainSet.txt" in line and f"line {at + 1}" in line and named in line.lower() for line in out.splitlines()
+    )
+
+
+def test_unknown_class_names_the_nearest(avcl, source: Path) -> None:
+    rows = (source / "testSet.txt").read_text().splitlines()
+    name = rows[0].split("&")[0]
+    (source / "testSet.txt").write_text("\n".join([rows[0].replace(name, name + "x"), *rows[1:]]) + "\n")
+    code, _, out = avcl("data", "verify", str(source), "--task", "ave")
+    assert code == 3
+    assert any("testSet.txt" in line and f"{name}x" in line and name in line for line in out.splitlines())
