@@ -82,13 +82,9 @@ def _grow(model: Model, name: str, stream: Stream) -> None:
 def _check_growth(build: Callable[[], Model], stream: Stream, who: str) -> Model:
     model, again = build(), build()
     for experience in stream.experiences:
-        before = Owners(model).state()
+        before = _owners(model, who).state()
         _grow(model, experience.name, stream)
-        try:
-            owners = Owners(model)
-        except ValueError as error:
-            raise AssertionError(f"{who}: every trainable tensor needs an owner: {error}") from error
-        after = owners.state()
+        after = _owners(model, who).state()
         changed = [
             n
             for n in before
@@ -112,6 +108,13 @@ def _check_growth(build: Callable[[], Model], stream: Stream, who: str) -> Model
         live = Owners(model).match(model.active(experience))
         require(live, who, f"no tensor learns during {experience.name}: active() gives {model.active(experience)}")
     return model
+
+
+def _owners(model: Model, who: str) -> Owners:
+    try:
+        return Owners(model)
+    except ValueError as error:
+        raise AssertionError(f"{who}: every trainable tensor needs an owner: {error}") from error
 
 
 def _answer(method: Method, batch: Batch) -> Outputs:

@@ -1,0 +1,222 @@
+"""Single steps: what is refused, what stops a run, what prediction sees, and who may be in train mode."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from toys.regression import Regressor
+from toys.users import USERS, pair, seen, tasks
+
+from avcl_core.batch import Batch
+from avcl_core.errors import ConfigError, RunError
+from avcl_core.methods.base import Method
+from avcl_core.methods.finetune import Finetune
+from avcl_core.models.residual_adapters import ResidualAdapters
+from avcl_core.ownership import Owners, Snapshot, own, train_mode
+from avcl_core.testing import ToyRun, toy_task
+from avcl_core.testing.toy_run import Stop, differences, run_straight
+from avcl_core.walk import Ctx
+
+PLAIN = ToyRun(pair, ResidualAdapters, Finetune, tasks(labels=1, classes=1))
+
+
+def in_pieces(toy):
+    return replace(toy, training=toy.training.model_copy(update={"micro_batch": 2}))
+
+
+@pytest.mark.parametrize("user", ["regression", "cross experts", "prompts"])
+def test_micro_batches_are_refused_for_a_loss_over_the_whole_batch(user, folder):
+    with pytest.raises(ConfigError, match=r"over the whole batch; leave training\.micro_batch empty"):
+        in_pieces(USERS[user]).trainer(folder).run()
+
+
+def test_micro_batches_are_refused_where_batch_norm_learns(folder):
+    with pytest.raises(ConfigError, match=r"batch norm towers\.visual.* learns statistics of the whole batch"):
+        in_pieces(ToyRun(seen, Regressor, Finetune, tasks(classes=1))).trainer(folder).run()
+
+
+class Poisoned(Method):
+    """The loss becomes NaN in the third step."""
+
+    steps = 0
+
+    def objective(self, outputs, batch, ctx, prefix=""):
+        parts = super().objective(outputs, batch, ctx, prefix)
+        Poisoned.steps += 1
+        bad = torch.tensor(float("nan")) if Poisoned.steps == 3 else torch.tensor(0.0)
+        return {**parts, "poison": sum(parts.values()) * 0 + bad}
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_with_keys_and_parts(folder):
+    Poisoned.steps = 0
+    trainer = replace(PLAIN, method=Poisoned).trainer(folder)
+    kept = {}
+    original = trainer.commit
+
+    def commit(label=""):
+        kept.update(Owners(trainer.method.model).state())
+        original(label)
+
+    trainer.commit = commit
+    with pytest.raises(RunError) as failure:
+        trainer.run()
+    message = str(failure.value)
+    assert "'poison': nan" in message
+    assert "'nll': " in message
+    assert "labels0-train" in message
+    now = Owners(trainer.method.model).state()
+    # Two steps end epoch 0, which commits; the third changed nothing.
+    assert trainer.at.epoch == 1
+    assert all(torch.equal(value, now[name]) for name, value in kept.items())
+
+
+def test_a_gradient_that_is_not_finite_stops_too(folder):
+    class Explodes(Method):
+        def objective(self, outputs, batch, ctx, prefix=""):
+            parts = super().objective(outputs, batch, ctx, prefix)
+            zero = sum(parts.values()) * 0
+            return {**parts, "root": zero.sqrt()}  # finite, its derivative is not
+
+    with pytest.raises(RunError, match="gradient norm nan"):
+        replace(PLAIN, method=Explodes).trainer(folder).run()
+
+
+def test_records_and_results_do_not_depend_on_the_number_of_workers(folder):
+    one, _ = run_straight(USERS["ewc"], folder / "alone", workers=0)
+    two, _ = run_straight(USERS["ewc"], folder / "helped", workers=2)
+    assert differences(one, two, folder / "alone", folder / "helped") == []
+
+
+@pytest.mark.parametrize("user", ["anchor experts", "prompts"])
+def test_prediction_sees_no_targets_and_no_hidden_experience(user, folder):
+    toy, seen_batches = USERS[user], []
+
+    class Spy(toy.method):
+        def predict(self, batch):
+            seen_batches.append(batch)
+            return super().predict(batch)
+
+    replace(toy, method=Spy).trainer(folder).run()
+    hidden = toy.task_id == "hidden"
+    assert len(seen_batches) > 10
+    assert all(not batch.targets and not batch.stored for batch in seen_batches)
+    assert all((batch.experience is None) == hidden for batch in seen_batches)
+
+
+class Restless(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop = nn.BatchNorm1d(2), nn.Dropout(0.5)
+
+
+def test_only_modules_of_learning_owners_are_in_train_mode():
+    model = nn.Module()
+    model.mine, model.theirs, model.frozen = own(Restless(), "task:a"), own(Restless(), "task:b"), Restless()
+    model.theirs.inner = own(Restless(), "shared")
+    model.frozen.requires_grad_(False)
+    train_mode(model, ("task:a", "shared"))
+    awake = {name for name, module in model.named_modules() if module.training}
+    assert {"mine", "mine.norm", "mine.drop", "theirs.inner.norm", "theirs.inner.drop"} <= awake
+    assert not {"theirs", "theirs.norm", "theirs.drop", "frozen.norm"} & awake
+
+
+def test_a_teacher_answers_in_eval_mode_with_its_own_tensors_and_leaves_every_mode_as_it_was(folder):
+    toy = USERS["regression"]
+    method = toy.build()
+    experience = toy.stream.experiences[0]
+    method.model.grow(experience)
+    (batch,) = toy.loader().batches(experience, "train", 3, experience.train[:3])
+    train_mode(method.model, method.active(experience))
+    modes = {name: module.training for name, module in method.model.named_modules()}
+    assert any(modes.values())
+    teacher = Snapshot(Owners(method.model).state())
+    first = teacher.call(method.model, batch, method.context(batch, training=False))["score"]
+    assert {name: module.training for name, module in method.model.named_modules()} == modes
+    with torch.no_grad():
+        for row in Owners(method.model).rows.values():
+            if row.tensor.is_floating_point():
+                row.tensor.mul_(1.5)
+    again = teacher.call(method.model, batch, method.context(batch, training=False))["score"]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, method.model(batch, Ctx()).get("score").detach())
+
+
+def test_a_live_tensor_without_an_optimiser_group_is_refused(folder):
+    from avcl_core.methods.base import Group
+
+    class Forgets(Method):
+        def optimizers(self, session):
+            return {"main": (Group(("shared",)),)}
+
+    with pytest.raises(RunError, match=r"Forgets\.optimizers leaves out .*\(head:labels\)"):
+        replace(PLAIN, method=Forgets).trainer(folder).run()
+
+
+def test_a_change_of_a_frozen_tensor_is_named(folder):
+    class Drifts(Method):
+        def after_backward(self, update):
+            with torch.no_grad():
+                self.model.towers["audio"].encoder.norm.weight.add_(1e-6)
+
+    with pytest.raises(RunError, match=r"frozen tensors changed, first towers\.audio.*norm\.weight"):
+        replace(PLAIN, method=Drifts).trainer(folder).run()
+
+
+def test_the_first_hook_can_be_stopped_and_resumed(folder):
+    class Long(Method):
+        def before(self, experience, data):
+            list(data.batches())
+
+    toy = replace(PLAIN, method=Long)
+    _, asked = run_straight(toy, folder / "straight")
+    from avcl_core.testing.toy_run import run_interrupted
+
+    assert asked[0] == Stop("before", 0)
+    resumed = run_interrupted(toy, folder / "stopped", 0)
+    assert differences(toy_trainer(toy, folder / "straight"), resumed, folder / "straight", folder / "stopped") == []
+
+
+def toy_trainer(toy, folder):
+    trainer = toy.trainer(folder)
+    trainer.restore()
+    return trainer
+
+
+def test_a_split_without_samples_is_refused_before_any_work(folder):
+    empty = replace(PLAIN, tasks={"labels": toy_task("labels", samples=(4, 0, 2))})
+    with pytest.raises(ConfigError, match="experience labels0 has no val samples"):
+        empty.trainer(folder)
+    last = empty.training.model_copy(update={"selection": "last", "epochs": 1})
+    replace(empty, training=last).trainer(folder).run()
+
+
+def test_best_epoch_is_restored_before_the_passes_after_training(folder):
+    toy = replace(PLAIN, tasks=tasks(classes=1))
+    trainer = replace(toy, training=toy.training.model_copy(update={"epochs": 4, "lr": 5e-2})).trainer(folder)
+    scores, kept = [], []
+    select = trainer._select
+
+    def watched(session, method, epoch):
+        select(session, method, epoch)
+        kept.append(Owners(method.model).state())
+
+    trainer._select = watched
+    trainer.run()
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    scores = [record["skill"] for record in records if "skill" in record]
+    chosen = kept[scores.index(max(scores))]
+    assert [r["selected"] for r in records if "skill" in r].count(True) >= 1
+    now = Owners(trainer.method.model).state()
+    assert all(torch.equal(value, now[name]) for name, value in chosen.items())
+
+
+def test_question_is_blind():
+    batch = Batch("t", ("a",), {"x": torch.ones(1)}, {"y": torch.ones(1)}, experience="e", stored={"z": torch.ones(1)})
+    assert (batch.question(True).targets, batch.question(True).stored, batch.question(True).experience) == (
+        {},
+        {},
+        None,
+    )
+    assert batch.question(False).experience == "e"
