@@ -89,6 +89,11 @@ class Stream:
                 raise ConfigError(
                     f"stream {self.name}: experience {experience.name} has index {experience.index}, expected {index}"
                 )
+        for what, name in [("experience", n) for n in names] + [("task", e.task) for e in self.experiences]:
+            if "." in name or not name:
+                raise ConfigError(
+                    f"stream {self.name}: {what} name {name!r} names tensors, so it must be without dots and not empty"
+                )
         for what, values in (("experience", names), ("test set", [test.name for test in self.tests])):
             repeated = {value for value in values if values.count(value) > 1}
             if repeated:

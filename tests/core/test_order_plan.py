@@ -1,0 +1,68 @@
+"""The order of samples: every sample once per epoch, alternating experiences, and stable under removal of a sample."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from avcl_core.errors import ConfigError
+from avcl_core.seeding import derive, ordered
+from avcl_core.stream import Experience, Session
+from avcl_core.training.order import epoch_plan, shards
+
+
+def session(*sizes):
+    return Session(
+        0,
+        tuple(Experience(i, f"e{i}", "t", tuple(f"e{i}-{k}" for k in range(n)), (), ()) for i, n in enumerate(sizes)),
+        (),
+    )
+
+
+@given(st.lists(st.integers(4, 30), min_size=1, max_size=3), st.integers(4, 9), st.integers(1, 4), st.integers(0, 3))
+def test_every_sample_once_in_batches_of_one_experience(sizes, batch, least, epoch):
+    given_ = session(*sizes)
+    plan = epoch_plan(given_, 0, epoch, batch, least)
+    for experience in given_.experiences:
+        keys = [key for portion in plan if portion.experience is experience for key in portion.keys]
+        assert sorted(keys) == sorted(experience.train)
+    assert all(least <= len(portion.keys) <= batch + least - 1 for portion in plan)
+
+
+def test_plans_follow_from_seed_and_epoch_and_have_equal_length():
+    plans = {(seed, epoch): tuple(epoch_plan(session(9, 5), seed, epoch, 4)) for seed in (0, 1) for epoch in (0, 1)}
+    assert plans[0, 0] == tuple(epoch_plan(session(9, 5), 0, 0, 4))
+    assert len(set(plans.values())) == 4
+    assert len({len(plan) for plan in plans.values()}) == 1
+
+
+def test_experiences_of_a_session_alternate():
+    names = [portion.experience.name for portion in epoch_plan(session(40, 40), 0, 0, 4)]
+    assert names != sorted(names)
+    assert names != sorted(names, reverse=True)
+
+
+def test_too_few_samples_for_the_ranks_are_refused():
+    with pytest.raises(ConfigError, match="experience e1 has 1 training samples; at least 2 are needed"):
+        epoch_plan(session(4, 1), 0, 0, 4, least=2)
+    with pytest.raises(ConfigError, match="experience e0 has 0 training samples"):
+        epoch_plan(session(0), 0, 0, 4)
+    with pytest.raises(ConfigError, match=r"training\.batch_size is 2; 3 ranks"):
+        epoch_plan(session(9), 0, 0, 2, least=3)
+
+
+@given(st.integers(0, 40), st.integers(1, 7))
+def test_shards_are_contiguous_and_even(count, parts):
+    found = shards(count, parts)
+    assert [i for shard in found for i in shard] == list(range(count))
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+
+
+@given(st.sets(st.text(min_size=1, max_size=4), min_size=2, max_size=12))
+def test_removing_a_key_leaves_the_others_in_order(keys):
+    order = ordered(keys, 7, "x")
+    assert ordered(set(order[:1] + order[2:]), 7, "x") == order[:1] + order[2:]
+
+
+def test_coordinates_are_kept_apart():
+    assert len({derive("a", "bc"), derive("ab", "c"), derive("abc"), derive("a", "b", "c")}) == 4
+    assert 0 <= derive(1) < 2**63
