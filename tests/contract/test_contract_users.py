@@ -12,6 +12,7 @@ from toys.users import USERS
 from avcl_core.ownership import Owners
 from avcl_core.testing import check_model, check_ownership, check_pieces, check_state, toy_task
 from avcl_core.testing.toy_run import differences, run_interrupted, run_straight
+from avcl_core.training.session_data import SessionData
 
 PHASES = ("before", "train", "after", "evaluate")
 
@@ -47,12 +48,7 @@ def test_models_keep_the_contract(model):
     def fill_anchors(method, stream, loader):
         hooks = AnchorMethod(method.model, toy.tasks, toy.method.Config(), 0)
         for experience in stream.experiences:
-
-            class Data:
-                def batches(self, experience=experience):
-                    return loader.batches(experience, "train", 4)
-
-            hooks.before(experience, Data())
+            hooks.before(experience, SessionData(loader, experience, 4, lambda: None))
 
     prepare = fill_anchors if toy.method is AnchorMethod else None
     check_model(toy.model, toy.towers, toy.tasks, toy.model_options, toy.task_id, prepare)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
-from torch import Tensor
-
-from avcl_core.batch import Batch
 from avcl_core.collective import Collective
 from avcl_core.errors import ConfigError, IntegrityError, RunError
-from avcl_core.evaluation.evaluator import Evaluation, Evaluator
+from avcl_core.evaluation.evaluator import Evaluator
 from avcl_core.evaluation.matrix import ResultMatrix
 from avcl_core.methods.base import Method
 from avcl_core.ownership import Owners, digest_tensors
@@ -23,65 +20,11 @@ from avcl_core.training.loader import Loader
 from avcl_core.training.optimizers import NamedOptimizer
 from avcl_core.training.options import TrainingOptions
 from avcl_core.training.order import epoch_plan
+from avcl_core.training.position import Best, Position
 from avcl_core.training.preemption import Preemption
+from avcl_core.training.recorder import Recorder
+from avcl_core.training.session_data import SessionData
 from avcl_core.training.stepper import Stepper
-
-Phase = Literal["before", "train", "after", "evaluate", "done"]
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: everything before it is done and committed.
-
-    Attributes:
-        session: number of the session.
-        phase: what is being done in it.
-        index: experience within ``before`` and ``after``, test set within ``evaluate``.
-        epoch, step: within ``train``.
-    """
-
-    session: int = 0
-    phase: Phase = "before"
-    index: int = 0
-    epoch: int = 0
-    step: int = 0
-
-
-@dataclass
-class Best:
-    """The best epoch of a session so far."""
-
-    skill: float = float("-inf")
-    epoch: int = -1
-    state: dict[str, Tensor] = field(default_factory=dict)
-
-
-class Recorder(Protocol):
-    """Where a run's records go; the run folder implements it."""
-
-    def metrics(self, record: Mapping[str, Any]) -> None:
-        """Append a training record."""
-        ...
-
-    def result(self, record: Mapping[str, Any], evaluation: Evaluation, pack: Callable[[Any], Any]) -> None:
-        """Append an evaluation and store its predictions."""
-        ...
-
-    def event(self, kind: str, **details: Any) -> None:
-        """Append an event with its time."""
-        ...
-
-    def ownership(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the ownership table."""
-        ...
-
-    def offsets(self) -> dict[str, int]:
-        """Make all records durable and return how long each file is."""
-        ...
-
-    def rewind(self, offsets: Mapping[str, int]) -> None:
-        """Cut the records back to ``offsets``."""
-        ...
 
 
 class Trainer:
@@ -211,7 +154,7 @@ class Trainer:
         for index in range(self.at.index, len(session.experiences)):
             experience = session.experiences[index]
             seed_step(self.seed, "before", experience.name)
-            method.before(experience, SessionData(self, experience))
+            method.before(experience, self._data(experience))
             self._move(index=index + 1)
             self._pause()
         self.recorder.ownership(Owners(method.model).report())
@@ -337,7 +280,7 @@ class Trainer:
         for index in range(self.at.index, len(session.experiences)):
             experience = session.experiences[index]
             seed_step(self.seed, "after", experience.name)
-            method.after(experience, SessionData(self, experience))
+            method.after(experience, self._data(experience))
             self._move(index=index + 1)
             self._pause()
         self._refuse_drift(session, method)
@@ -375,6 +318,9 @@ class Trainer:
         patterns = [pattern for experience in session.experiences for pattern in method.active(experience)]
         Owners(method.model).set_trainable(patterns)
         return tuple(patterns)
+
+    def _data(self, experience: Experience) -> SessionData:
+        return SessionData(self.loader, experience, self.options.evaluation_batch, self._check)
 
     def _enter_hooks(self, session: Session, method: Method) -> None:
         # The same state whether the session came here by training or by a resume.
@@ -437,26 +383,6 @@ class Trainer:
         skill, epoch = state["best"]["skill"], state["best"]["epoch"]
         self.best = Best(float("-inf") if skill is None else skill, epoch, dict(checkpoint.selected))
         return state
-
-
-class SessionData:
-    """The data of one experience as hooks see it; a stop request ends the pass, which is then run again from its start."""
-
-    def __init__(self, trainer: Trainer, experience: Experience) -> None:
-        self.trainer, self.experience = trainer, experience
-
-    def keys(self, split: str = "train") -> tuple[str, ...]:
-        """Return the keys of a split."""
-        return self.experience.keys(split)
-
-    def batches(
-        self, split: str = "train", keys: Sequence[str] | None = None, size: int | None = None
-    ) -> Iterator[Batch]:
-        """Yield batches in key order without augmentation."""
-        size = size or self.trainer.options.evaluation_batch
-        for batch in self.trainer.loader.batches(self.experience, split, size, keys):
-            self.trainer._check()
-            yield batch
 
 
 def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
