@@ -163,7 +163,7 @@ def test_a_killed_run_resumes_from_its_last_commit(folder):
     straight, _ = run_straight(toy, folder / "straight")
 
     class Dies(toy.method):
-        left = 3
+        left = 4  # the third step is on record and not committed
 
         def after_backward(self, update):
             Dies.left -= 1

@@ -14,9 +14,10 @@ from toys.ranks import CASES, run
 def two(tmp_path_factory):
     """Run all cases on two ranks of gloo and return the folder of what they saved."""
     folder = tmp_path_factory.mktemp("ranks")
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join(paths),
         "GLOO_SOCKET_IFNAME": "lo",
     }
     command = [sys.executable, "-m", "toys.ranks"]

@@ -16,7 +16,8 @@ from avcl_core.methods.finetune import Finetune
 from avcl_core.models.residual_adapters import ResidualAdapters
 from avcl_core.ownership import Owners, Snapshot, own, train_mode
 from avcl_core.testing import ToyRun, toy_task
-from avcl_core.testing.toy_run import Stop, differences, run_straight
+from avcl_core.testing.toy_run import Stop, differences, run_interrupted, run_straight
+from avcl_core.training.optimizers import schedule
 from avcl_core.walk import Ctx
 
 PLAIN = ToyRun(pair, ResidualAdapters, Finetune, tasks(labels=1, classes=1))
@@ -79,8 +80,11 @@ def test_a_gradient_that_is_not_finite_stops_too(folder):
             zero = sum(parts.values()) * 0
             return {**parts, "root": zero.sqrt()}  # finite, its derivative is not
 
+    trainer = replace(PLAIN, method=Explodes).trainer(folder)
     with pytest.raises(RunError, match="gradient norm nan"):
-        replace(PLAIN, method=Explodes).trainer(folder).run()
+        trainer.run()
+    assert trainer.at.step == 0
+    assert all(bool(value.isfinite().all()) for value in Owners(trainer.method.model).state().values())
 
 
 def test_records_and_results_do_not_depend_on_the_number_of_workers(folder):
@@ -122,25 +126,66 @@ def test_only_modules_of_learning_owners_are_in_train_mode():
     assert not {"theirs", "theirs.norm", "theirs.drop", "frozen.norm"} & awake
 
 
-def test_a_teacher_answers_in_eval_mode_with_its_own_tensors_and_leaves_every_mode_as_it_was(folder):
-    toy = USERS["regression"]
+def test_a_teacher_answers_in_eval_mode_with_its_own_tensors_and_leaves_every_mode_as_it_was():
+    toy = ToyRun(seen, Regressor, Finetune, tasks(mask=1, classes=1))
     method = toy.build()
-    experience = toy.stream.experiences[0]
-    method.model.grow(experience)
-    (batch,) = toy.loader().batches(experience, "train", 3, experience.train[:3])
-    train_mode(method.model, method.active(experience))
+    old, new = toy.stream.experiences
+    for experience in (old, new):
+        method.model.grow(experience)
+    (batch,) = toy.loader().batches(old, "train", 3, old.train[:3])
+    method.model.eval()
+    expected = method.model(batch, Ctx())["mask"].detach()
+    train_mode(method.model, method.active(new))
     modes = {name: module.training for name, module in method.model.named_modules()}
-    assert any(modes.values())
+    assert modes["towers.visual.net.bn1"]
+    assert not modes["heads.mask.norm"]
     teacher = Snapshot(Owners(method.model).state())
-    first = teacher.call(method.model, batch, method.context(batch, training=False))["score"]
-    assert {name: module.training for name, module in method.model.named_modules()} == modes
     with torch.no_grad():
         for row in Owners(method.model).rows.values():
             if row.tensor.is_floating_point():
                 row.tensor.mul_(1.5)
-    again = teacher.call(method.model, batch, method.context(batch, training=False))["score"]
-    assert torch.equal(first, again)
-    assert not torch.equal(first, method.model(batch, Ctx()).get("score").detach())
+    assert torch.equal(teacher.call(method.model, batch, Ctx())["mask"], expected)
+    assert torch.equal(teacher.call(method.model, batch, Ctx())["mask"], expected)
+    assert {name: module.training for name, module in method.model.named_modules()} == modes
+    assert not torch.equal(method.model(batch, Ctx())["mask"].detach(), expected)
+
+
+@pytest.mark.parametrize("phase", ["before", "after"])
+def test_hooks_see_the_same_model_after_a_resume(phase, folder):
+    """Who learns, which modules are in train mode, and the random numbers drawn in a hook."""
+
+    class Observes(Method):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.notes = []
+
+        def note(self, data):
+            list(data.batches())
+            model = self.model
+            learns = [name for name, p in model.named_parameters() if p.requires_grad]
+            awake = [name for name, module in model.named_modules() if module.training]
+            self.notes.append({"learns": learns, "awake": awake, "drawn": torch.rand(2)})
+
+        def before(self, experience, data):
+            self.note(data)
+
+        def after(self, experience, data):
+            self.note(data)
+
+        def state(self):
+            return {"notes": self.notes}
+
+        def load(self, state):
+            self.notes = list(state["notes"])
+
+    toy = replace(PLAIN, method=Observes)
+    straight, asked = run_straight(toy, folder / "straight")
+    assert all(not note["awake"] for note in straight.method.notes)
+    assert not any(name.startswith("heads.labels") for name in straight.method.notes[-1]["learns"])
+    # The last question before a phase is the one after the commit that begins it.
+    at = min(i for i, stop in enumerate(asked) if (stop.phase, stop.session) == (phase, 1))
+    resumed = run_interrupted(toy, folder / "stopped", at, workers=2)
+    assert differences(straight, resumed, folder / "straight", folder / "stopped") == []
 
 
 def test_a_live_tensor_without_an_optimiser_group_is_refused(folder):
@@ -171,8 +216,6 @@ def test_the_first_hook_can_be_stopped_and_resumed(folder):
 
     toy = replace(PLAIN, method=Long)
     _, asked = run_straight(toy, folder / "straight")
-    from avcl_core.testing.toy_run import run_interrupted
-
     assert asked[0] == Stop("before", 0)
     resumed = run_interrupted(toy, folder / "stopped", 0)
     assert differences(toy_trainer(toy, folder / "straight"), resumed, folder / "straight", folder / "stopped") == []
@@ -220,3 +263,73 @@ def test_question_is_blind():
         None,
     )
     assert batch.question(False).experience == "e"
+
+
+def test_training_samples_are_augmented_and_hooks_and_tests_see_them_plain(folder):
+    requests = []
+    trainer = PLAIN.trainer(folder)
+    read = trainer.loader.read
+
+    def spied(request):
+        requests.append((request.split, request.augment))
+        return read(request)
+
+    trainer.loader.read = spied
+    trainer.run()
+    draws = [augment for split, augment in requests if split == "train"]
+    assert None not in draws
+    assert len(set(draws)) == 4  # sessions times epochs
+    assert {augment for split, augment in requests if split != "train"} == {None}
+
+
+def watched_steps(toy, folder):
+    """Run and return (learning rate, gradient norm) of every optimiser step."""
+    trainer, found = toy.trainer(folder), []
+    prepare = trainer._prepare_training
+
+    def prepared(session, method):
+        result = prepare(session, method)
+        optimizer = trainer.optimizers["main"]
+        step = optimizer.step
+
+        def spied(index):
+            norm = float(nn.utils.get_total_norm([p.grad for p in optimizer.names.values() if p.grad is not None]))
+            step(index)
+            found.append((optimizer.inner.param_groups[0]["lr"], norm))
+
+        optimizer.step = spied
+        return result
+
+    trainer._prepare_training = prepared
+    trainer.run()
+    return found
+
+
+def test_the_learning_rate_follows_the_schedule_over_the_whole_session(folder):
+    options = PLAIN.training
+    rates = [rate for rate, _ in watched_steps(replace(PLAIN, tasks=tasks(classes=1)), folder)]
+    assert rates == pytest.approx([options.lr * schedule(options, index, 4) for index in range(4)])
+
+
+def test_gradients_are_clipped_to_the_norm(folder):
+    training = PLAIN.training.model_copy(update={"clip": 0.01, "epochs": 1})
+    norms = [norm for _, norm in watched_steps(replace(PLAIN, training=training), folder)]
+    assert norms == pytest.approx([0.01] * 4, rel=1e-4)
+
+
+def test_an_update_changes_only_the_owners_it_names(folder):
+    """A live tensor that the second update does not name keeps the first update's values."""
+    toy = USERS["generated heads"]
+    trainer = toy.trainer(folder)
+    seen_states = []
+
+    class Watched(toy.method):
+        def after_backward(self, update):
+            seen_states.append((update.optimizer, Owners(self.model).state(("shared",))))
+            names = {n for n, p in self.model.named_parameters() if p.grad is not None}
+            if update.optimizer == "prototypes":
+                assert names <= set(Owners(self.model).match(("task:*",)))
+
+    trainer.build = replace(toy, method=Watched).build
+    trainer.run()
+    assert {name for name, _ in seen_states} == {"main", "prototypes"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from avcl_core.models.base import Model
 from avcl_core.ownership import own
@@ -63,3 +64,11 @@ class CrossExperts(Model):
 
     def active(self, experience):
         return (*super().active(experience), "expert:*")  # all experts serve all tasks
+
+
+class NoisyExperts(CrossExperts):
+    """The same with noise in training, which must be the same after a resume."""
+
+    def read(self, features, batch, ctx):
+        outputs = super().read(features, batch, ctx)
+        return {name: functional.dropout(value, 0.2, ctx.training) for name, value in outputs.items()}

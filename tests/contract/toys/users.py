@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from toys.anchors import AnchorExperts, AnchorMethod
 from toys.baselines import EWC, DERpp, LwF
-from toys.cross_experts import CrossExperts
+from toys.cross_experts import CrossExperts, NoisyExperts
 from toys.hypernetwork import GeneratedHeads, PrototypeReplay
 from toys.language import Language
 from toys.prompts import Prompts
@@ -51,7 +51,7 @@ USERS = {
     "regression": ToyRun(seen, Regressor, KeyFrameReplay, clips),
     "generated heads": ToyRun(seen, GeneratedHeads, PrototypeReplay, tasks(classes=3)),
     "ewc": ToyRun(pair, ResidualAdapters, EWC, tasks(value=1, tokens=1, labels=1)),
-    "ewc, cross experts": ToyRun(toy_towers, CrossExperts, EWC, tasks(mask=1, classes=1)),
+    "ewc, noisy experts": ToyRun(toy_towers, NoisyExperts, EWC, tasks(mask=1, classes=1)),
     "lwf": ToyRun(pair, ResidualAdapters, LwF, tasks(classes=1, value=1, tokens=2)),
     "lwf, prompts": ToyRun(pair, Prompts, LwF, tasks(mask=1, labels=1)),
     "der++": ToyRun(pair, ResidualAdapters, DERpp, tasks(labels=1, value=1, tokens=1)),
