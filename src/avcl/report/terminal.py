@@ -22,7 +22,7 @@ def _plain(text: str) -> Text:
 
 
 def format_result_table(record: RunRecord) -> Table:
-    """Return one run's test sets with metric, controls, R[i,i], final result, drop and retention."""
+    """Return one run's test sets with metric, R[i,i], final result, drop and retention, and the controls below each."""
     summary = summarise(record)
     table = Table(
         title=_plain(
@@ -31,17 +31,17 @@ def format_result_table(record: RunRecord) -> Table:
         box=box.SIMPLE_HEAD,
         title_justify="left",
     )
-    for column in ("test set", "metric"):
-        table.add_column(column, overflow="fold")
-    table.add_column("controls", style="dim", overflow="fold")
+    table.add_column("test set: metric", overflow="fold")
     for column in ("R[i,i]", "final", "drop", "retention"):
         table.add_column(_plain(column), justify="right", no_wrap=True)
     for test in summary.tests:
-        shown = [*test.controls.items(), *((f"oracle: {name}", value) for name, value in test.bounds.items())]
-        controls = "\n".join(f"{format_score(value, test.ideal)} {name}" for name, value in shown)
         cells = [format_score(entry.value, test.ideal) for entry in (test.learnt, test.final, test.drop)]
         cells.append(format_score(test.retention.value, 1.0))
-        table.add_row(*(_plain(cell) for cell in (test.name, test.primary, controls or DASH, *cells)))
+        table.add_row(*(_plain(cell) for cell in (f"{test.name}: {test.primary}", *cells)))
+        shown = [*test.controls.items(), *((f"oracle: {name}", value) for name, value in test.bounds.items())]
+        for name, value in shown:
+            score = format_score(value, test.ideal)
+            table.add_row(_plain(f"  {name}"), "", _plain(score), "", "", style="dim")
     defined = [f"{d.name} {format_score(d.value, 100.0)}" for d in summary.definitions if d.value is not None]
     reasons = dict.fromkeys(d.reason for d in summary.definitions if d.value is None)
     caption = ["; ".join(defined)] if defined else []
