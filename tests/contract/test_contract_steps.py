@@ -13,6 +13,8 @@ from avcl_core.batch import Batch
 from avcl_core.errors import ConfigError, RunError
 from avcl_core.methods.base import Method
 from avcl_core.methods.finetune import Finetune
+from avcl_core.methods.joint import Joint
+from avcl_core.methods.single import Single
 from avcl_core.models.residual_adapters import ResidualAdapters
 from avcl_core.ownership import Owners, Snapshot, own, train_mode
 from avcl_core.testing import ToyRun, toy_task
@@ -150,34 +152,35 @@ def test_a_teacher_answers_in_eval_mode_with_its_own_tensors_and_leaves_every_mo
     assert not torch.equal(method.model(batch, Ctx())["mask"].detach(), expected)
 
 
+class Observes(Method):
+    """Notes, in each hook, who learns, which modules are in train mode, and random numbers."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.notes = []
+
+    def note(self, data):
+        list(data.batches())
+        model = self.model
+        learns = [name for name, p in model.named_parameters() if p.requires_grad]
+        awake = [name for name, module in model.named_modules() if module.training]
+        self.notes.append({"learns": learns, "awake": awake, "drawn": torch.rand(2)})
+
+    def before(self, experience, data):
+        self.note(data)
+
+    def after(self, experience, data):
+        self.note(data)
+
+    def state(self):
+        return {"notes": self.notes}
+
+    def load(self, state):
+        self.notes = list(state["notes"])
+
+
 @pytest.mark.parametrize("phase", ["before", "after"])
 def test_hooks_see_the_same_model_after_a_resume(phase, folder):
-    """Who learns, which modules are in train mode, and the random numbers drawn in a hook."""
-
-    class Observes(Method):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            self.notes = []
-
-        def note(self, data):
-            list(data.batches())
-            model = self.model
-            learns = [name for name, p in model.named_parameters() if p.requires_grad]
-            awake = [name for name, module in model.named_modules() if module.training]
-            self.notes.append({"learns": learns, "awake": awake, "drawn": torch.rand(2)})
-
-        def before(self, experience, data):
-            self.note(data)
-
-        def after(self, experience, data):
-            self.note(data)
-
-        def state(self):
-            return {"notes": self.notes}
-
-        def load(self, state):
-            self.notes = list(state["notes"])
-
     toy = replace(PLAIN, method=Observes)
     straight, asked = run_straight(toy, folder / "straight")
     assert all(not note["awake"] for note in straight.method.notes)
@@ -186,6 +189,33 @@ def test_hooks_see_the_same_model_after_a_resume(phase, folder):
     at = min(i for i, stop in enumerate(asked) if (stop.phase, stop.session) == (phase, 1))
     resumed = run_interrupted(toy, folder / "stopped", at, workers=2)
     assert differences(straight, resumed, folder / "straight", folder / "stopped") == []
+
+
+@pytest.mark.parametrize("phase", ["before", "after"])
+def test_a_hook_that_was_committed_is_not_run_again(phase, folder):
+    class Together(Observes, Joint):
+        pass
+
+    toy = replace(PLAIN, method=Together)
+    straight, asked = run_straight(toy, folder / "straight")
+    assert len(straight.method.notes) == 4
+    at = [i for i, stop in enumerate(asked) if stop.phase == phase]
+    for number in (at[0], at[-1]):
+        resumed = run_interrupted(toy, folder / f"stopped{number}", number)
+        assert differences(straight, resumed, folder / "straight", folder / f"stopped{number}") == []
+
+
+def test_a_fresh_session_learns_like_a_run_of_its_own(folder):
+    toy = replace(PLAIN, method=Single)
+    both = toy.trainer(folder / "both")
+    both.run()
+    alone = replace(toy, order=("classes0",)).trainer(folder / "alone")
+    alone.run()
+    assert both.matrix.cell("classes0", "classes0") == alone.matrix.cell("classes0", "classes0")
+    assert both.grown == {"classes0"}
+    one, other = (Owners(trainer.method.model).state() for trainer in (both, alone))
+    # Draws depend on the number of the session; the tensors that exist do not.
+    assert one.keys() == other.keys()
 
 
 def test_a_live_tensor_without_an_optimiser_group_is_refused(folder):
