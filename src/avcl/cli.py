@@ -26,7 +26,7 @@ app.add_typer(weights_app, name="weights")
 app.add_typer(config_app, name="config")
 
 Arguments = Annotated[
-    list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="Configuration and dotted overrides.")
+    list[str] | None, typer.Argument(metavar="CONFIG|KEY=VALUE", help="Configuration and dotted overrides.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT = "runs/embedded"
@@ -61,8 +61,8 @@ def resume(
     from avcl_core.running.launch import resume as take_up
 
     with console() as shown:
-        take_up(run, overrides or [], shown)
-    _finish(run)
+        path = take_up(run, overrides or [], shown)
+    _finish(path)
 
 
 @app.command("eval")
@@ -172,8 +172,10 @@ def _source(arguments: list[str] | None):
     return read(find_config(config or DEFAULT, "avcl"), overrides)
 
 
-def _finish(path: Path) -> None:
-    """Write the report of a finished run and print its table."""
+def _finish(path: Path | None) -> None:
+    """Write the report of a finished run and print its table; ranks other than the first have none."""
+    if path is None:
+        return
     from rich.console import Console
 
     from avcl.report import format_result_table, render

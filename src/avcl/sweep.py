@@ -35,10 +35,10 @@ def sweep(
     if slurm:
         _submit(path, todo)
         return []
-    return [_run(path, one) for one in todo]
+    return [run for one in todo if (run := _run(path, one)) is not None]
 
 
-def _run(path: Path, overrides: Sequence[str]) -> Path:
+def _run(path: Path, overrides: Sequence[str]) -> Path | None:
     from avcl.report import render
     from avcl_core.running.launch import start
     from avcl_core.terminal import console
@@ -46,7 +46,8 @@ def _run(path: Path, overrides: Sequence[str]) -> Path:
     print(f"avcl run {path} {' '.join(overrides)}", flush=True)
     with console() as shown:
         run = start(read(path, overrides), ["avcl", "run", str(path), *overrides], shown)
-    render([run])
+    if run is not None:
+        render([run])
     return run
 
 

@@ -38,7 +38,9 @@ def overrides(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 def start(overrides: list[str], config: str = "embedded") -> Path:
-    return launch.start(read(find_config(config, "avcl"), overrides), ["avcl", "run", *overrides], launch.Console())
+    run = launch.start(read(find_config(config, "avcl"), overrides), ["avcl", "run", *overrides], launch.Console())
+    assert run is not None
+    return run
 
 
 @pytest.fixture(scope="session")

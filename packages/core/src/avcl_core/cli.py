@@ -12,7 +12,7 @@ from avcl_core.errors import ConfigError
 from avcl_core.terminal import console, guarded, split_arguments
 
 Arguments = Annotated[
-    list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="Configuration and dotted overrides.")
+    list[str] | None, typer.Argument(metavar="CONFIG|KEY=VALUE", help="Configuration and dotted overrides.")
 ]
 
 
@@ -37,7 +37,8 @@ def task_app(task: str) -> Callable[[], None]:
         path = find_config(config or "embedded", f"avcl_{task}")
         with console() as shown:
             run = start(read(path, overrides), command_line(), shown)
-        _print_stored(run)
+        if run is not None:
+            _print_stored(run)
 
     @app.command()
     def test(arguments: Arguments = None) -> None:

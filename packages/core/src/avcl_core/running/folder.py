@@ -131,6 +131,9 @@ class Silent(RunFolder):
     def write_json(self, name: str, value: Any) -> None:
         """Write nothing."""
 
+    def set_status(self, status: str) -> None:
+        """Write nothing."""
+
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         pass
 

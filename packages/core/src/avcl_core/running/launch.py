@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,14 +48,15 @@ class Console:
     progress: Callable[[str, float], None] = lambda line, fraction: None
 
 
-def start(source: Source, command: Sequence[str], console: Console) -> Path:
-    """Run a configuration from the beginning and return the run folder.
+def start(source: Source, command: Sequence[str], console: Console) -> Path | None:
+    """Run a configuration from the beginning and return the run folder; ranks other than the first return nothing.
 
     Raises:
         ConfigError, IntegrityError, RunError, Stopped: with the exit codes of DESIGN.md section 7.
     """
     options, parts = load_run(source)
     fabric, collective = _launch(options)
+    console = console if collective.rank == 0 else Console()
     assembly = assemble(options, parts, fabric, collective, console.bar)
     method, model = options.method["name"], options.model["name"]
     path = None
@@ -83,11 +85,11 @@ def start(source: Source, command: Sequence[str], console: Console) -> Path:
         (path / "config.yaml").write_text(text, encoding="utf-8")
     console.say(f"run {path}")
     _drive(assembly, folder, collective, console, resume=False)
-    return path
+    return path if collective.rank == 0 else None
 
 
-def resume(path: Path, overrides: Sequence[str], console: Console) -> Path:
-    """Continue a stopped run to its end. ``overrides`` may set ``workers`` only.
+def resume(path: Path, overrides: Sequence[str], console: Console) -> Path | None:
+    """Continue a stopped run to its end and return its folder, as :func:`start`. ``overrides`` may set ``workers`` only.
 
     Raises:
         ConfigError: another key is overridden.
@@ -99,12 +101,12 @@ def resume(path: Path, overrides: Sequence[str], console: Console) -> Path:
     folder = RunFolder.open(path)
     assembly, collective = _reopen(folder, overrides, console)
     if collective.rank:
-        folder = Silent(path)
+        folder, console = Silent(path), Console()
     console.say(f"run {path}")
     if folder.store.latest() is not None and folder.store.load().state["position"]["phase"] == "done":
         console.say("the run is done; nothing to resume")
     _drive(assembly, folder, collective, console, resume=folder.store.latest() is not None)
-    return path
+    return path if collective.rank == 0 else None
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def _status(folder: RunFolder) -> Iterator[None]:
         folder.set_status("stopped")
         raise Stopped(f"{str(error).replace('RUN', str(folder.path))}") from None
     except Exception as error:
-        folder.event("failed", error=f"{type(error).__name__}: {error}")
+        folder.event("failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
         folder.set_status("failed")
         if isinstance(error, AvclError):
             raise
