@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from avcl_ave.data import HEADER, SECONDS, SPLIT_FILES
 from avcl_ave.layout import ANNOTATIONS
-from avcl_core.data.pool import Progress
-from avcl_core.errors import ConfigError
 from avcl_core.world.bank import SourceBank
 from avcl_core.world.composer import SceneBuilder, draw_span, other_classes
+from avcl_core.world.recipe import Recipe
 from avcl_core.world.scene import Scene, Span, mask_of, spans_of
 from avcl_core.world.seeds import clip_id, rng_for
-from avcl_core.world.writer import Places, WorldSize, write_world
+from avcl_core.world.writer import Places, WorldSize
 
 EVENTS = 8
 """The task uses the bank's first classes, at most this many."""
@@ -29,32 +28,9 @@ DISTRACTED = {"visible": 0.7, "audible": 0.5}
 PLACES = Places(video="AVE/{id}.mp4", frames="frames/{id}", wave="wave/{id}.npy")
 
 
-def compose(
-    bank: SourceBank, size: WorldSize, seed: int, out: Path, workers: int = 2, progress: Progress | None = None
-) -> None:
-    """Write a generated AVE below ``out`` in the published layout; a pure function of bank, size and seed.
-
-    Raises:
-        ConfigError: the clips are not 10 s long, or the bank has fewer than three classes.
-        DataError: ``out`` holds something else.
-    """
-    if size.seconds != SECONDS:
-        raise ConfigError(f"world ave: seconds is {size.seconds}; AVE clips have {SECONDS}; set seconds={SECONDS}")
-    bank = bank.subset(bank.classes[:EVENTS])
-    scenes = {split: [scene(bank, size, seed, split, i) for i in range(count)] for split, count in size.items()}
-    flat = [clip for part in scenes.values() for clip in part]
-    write_world(
-        out,
-        flat,
-        bank,
-        annotation_files(scenes),
-        task="ave",
-        seed=seed,
-        size=size,
-        places=PLACES,
-        workers=workers,
-        progress=progress,
-    )
+def task_classes(bank: SourceBank) -> tuple[str, ...]:
+    """Return the bank's classes that the task uses, in index order."""
+    return tuple(bank.classes[:EVENTS])
 
 
 def scene(bank: SourceBank, size: WorldSize, seed: int, split: str, index: int) -> Scene:
@@ -89,14 +65,14 @@ def _with_leftovers(rng: np.random.Generator, span: Span, seconds: int) -> tuple
     return seen, heard
 
 
-def annotation_files(scenes: dict[str, list[Scene]]) -> dict[str, str]:
+def annotation_files(scenes: Mapping[str, Sequence[Scene]], classes: Sequence[str]) -> dict[str, str]:
     """Return the text of every annotation file, by its path below the data set's folder."""
     rows = {split: [_row(clip) for clip in part] for split, part in scenes.items()}
     flat = [row for part in rows.values() for row in part]
-    classes = dict.fromkeys(row.split("&")[0] for row in flat)
+    named = dict.fromkeys(row.split("&")[0] for row in flat)  # AVE numbers classes by first appearance
     texts = {SPLIT_FILES[split]: "".join(f"{row}\n" for row in part) for split, part in rows.items()}
     texts[ANNOTATIONS] = "".join(f"{row}\n" for row in ("&".join(HEADER), *flat))
-    texts["categories.txt"] = "".join(f"{name}\n" for name in classes)
+    texts["categories.txt"] = "".join(f"{name}\n" for name in named)
     return texts
 
 
@@ -104,3 +80,6 @@ def _row(clip: Scene) -> str:
     event = clip.sources[0].cls
     ((start, end),) = spans_of(clip.both(event))
     return "&".join((event, clip.id, "good", str(start), str(end)))
+
+
+compose = Recipe("ave", SECONDS, PLACES, task_classes, scene, annotation_files).compose

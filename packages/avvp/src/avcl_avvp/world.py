@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from avcl_avvp.data import DENSE_HEADER, SECONDS, WEAK_HEADER
 from avcl_avvp.layout import DENSE_FILES, MEDIA, WEAK_FILES
-from avcl_core.data.pool import Progress
-from avcl_core.errors import ConfigError
 from avcl_core.world.bank import SourceBank
 from avcl_core.world.composer import SceneBuilder, draw_span, other_classes
+from avcl_core.world.recipe import Recipe
 from avcl_core.world.scene import Scene, Span, spans_of
 from avcl_core.world.seeds import clip_id, rng_for
-from avcl_core.world.writer import Places, WorldSize, write_world
+from avcl_core.world.writer import Places, WorldSize
 
 EVENTS = 8
 """Number of classes of the task, where the bank has as many."""
@@ -35,34 +33,6 @@ PLACES = Places(
     wave=f"{MEDIA}/wave/{{id}}.npy",
     frame_times="middle",
 )
-
-
-def compose(
-    bank: SourceBank, size: WorldSize, seed: int, out: Path, workers: int = 2, progress: Progress | None = None
-) -> None:
-    """Write a generated LLP below ``out`` in the published layout; a pure function of bank, size and seed.
-
-    Raises:
-        ConfigError: the clips are not 10 s long, or the bank has fewer than three classes.
-        DataError: ``out`` holds something else.
-    """
-    if size.seconds != SECONDS:
-        raise ConfigError(f"world avvp: seconds is {size.seconds}; LLP clips have {SECONDS}; set seconds={SECONDS}")
-    bank = bank.subset(task_classes(bank))
-    scenes = {split: [scene(bank, size, seed, split, i) for i in range(count)] for split, count in size.items()}
-    flat = [clip for part in scenes.values() for clip in part]
-    write_world(
-        out,
-        flat,
-        bank,
-        annotation_files(scenes, bank.classes),
-        task="avvp",
-        seed=seed,
-        size=size,
-        places=PLACES,
-        workers=workers,
-        progress=progress,
-    )
 
 
 def task_classes(bank: SourceBank) -> tuple[str, ...]:
@@ -91,7 +61,7 @@ def _span(rng: np.random.Generator, seconds: int) -> Span:
     return draw_span(rng, seconds, SHORTEST, seconds - 1)
 
 
-def annotation_files(scenes: dict[str, list[Scene]], classes: Sequence[str]) -> dict[str, str]:
+def annotation_files(scenes: Mapping[str, Sequence[Scene]], classes: Sequence[str]) -> dict[str, str]:
     """Return the text of every label file, by its path below the data set's folder."""
     judged = [clip for split in ("val", "test") for clip in scenes[split]]
     weak = {
@@ -117,3 +87,6 @@ def _events(clip: Scene, mask: Callable[[Scene, str], np.ndarray]) -> list[tuple
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("\t".join(row) + "\n" for row in (header, *rows))
+
+
+compose = Recipe("avvp", SECONDS, PLACES, task_classes, scene, annotation_files).compose
