@@ -2,7 +2,7 @@
 
 import pytest
 
-from avcl_core.config.load import merge, read, validate
+from avcl_core.config.load import lay_over, read, validate
 from avcl_core.config.options import Options
 from avcl_core.errors import ConfigError
 
@@ -43,8 +43,16 @@ def test_extends_merges_one_level_and_says_where_keys_come_from(tmp_path):
 
 
 def test_another_component_replaces_the_options_of_the_one_below():
-    assert merge({"m": {"name": "a", "x": 1}}, {"m": {"name": "b", "y": 2}}) == {"m": {"name": "b", "y": 2}}
-    assert merge({"m": {"name": "a", "x": 1}}, {"m": {"x": 2}}) == {"m": {"name": "a", "x": 2}}
+    assert lay_over({"method": {"name": "a", "x": 1}}, {"method": {"name": "b", "y": 2}}) == {
+        "method": {"name": "b", "y": 2}
+    }
+    assert lay_over({"method": {"name": "a", "x": 1}}, {"method": {"x": 2}}) == {"method": {"name": "a", "x": 2}}
+    assert lay_over({"stream": {"name": "a", "x": 1}}, {"stream": {"name": "b"}}) == {"stream": {"name": "b", "x": 1}}
+
+
+def test_an_option_given_before_the_components_name_is_kept(tmp_path):
+    path = write(tmp_path, "a.yaml", "method: {name: a, x: 1}\n")
+    assert read(path, ["method.y=2", "method.name=b"]).tree == {"method": {"name": "b", "y": 2}}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from avcl_core.errors import RunError
 from avcl_core.running.folder import RunFolder
 from avcl_core.running.launch import _status

@@ -16,6 +16,11 @@ M = TypeVar("M", bound=BaseModel)
 Path_ = tuple[str, ...]
 
 
+COMPONENTS = ("model", "method")
+"""Top-level keys that name a plug-in and hold its options."""
+COMPONENT_NAMES = tuple(f"{component}.name" for component in COMPONENTS)
+
+
 class Source:
     """A configuration tree, and where each of its keys was written.
 
@@ -56,31 +61,33 @@ def read(path: Path | None, overrides: Sequence[str] = (), name: str = "configur
             below = _file((path.parent / str(base)).resolve())
             if "extends" in below.tree:
                 raise ConfigError(f"{below.place(('extends',))}: extends within an extended file; one level is allowed")
-            source = Source(merge(below.tree, source.tree), {**below.places, **source.places}, source.name)
-    for text in overrides:
+            source = Source(lay_over(below.tree, source.tree), {**below.places, **source.places}, source.name)
+    # Another component takes none of the options below it, so names come first, wherever they stand on the command line.
+    for text in sorted(overrides, key=lambda text: text.partition("=")[0] not in COMPONENT_NAMES):
         key, equals, value = text.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigError(f"override {text!r}: expected key=value, with dots between levels")
         branch: Any = _parse(value, f"override {text!r}")
         for part in reversed(key.split(".")):
             branch = {part: branch}
-        source.tree = merge(source.tree, branch)
+        source.tree = lay_over(source.tree, branch)
         source.places[tuple(key.split("."))] = f"override {text!r}"
     return source
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay ``above`` over ``below``: mappings merge, everything else is replaced.
+def lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one configuration over another; a component (model, method) of another name replaces the one below whole."""
+    kept = dict(below)
+    for component in COMPONENTS:
+        old, new = below.get(component), above.get(component)
+        renamed = isinstance(old, Mapping) and isinstance(new, Mapping) and "name" in new
+        if renamed and old.get("name") != new["name"]:
+            del kept[component]
+    return merge(kept, above)
 
-    A mapping with another ``name`` replaces the one below, because the options of one component mean nothing to another.
-    """
-    if (
-        "name" in below
-        and "name" in above
-        and below["name"] != above["name"]
-        and below.keys() & above.keys() == {"name"}
-    ):
-        return dict(above)
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay ``above`` over ``below``: mappings merge, everything else is replaced."""
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)

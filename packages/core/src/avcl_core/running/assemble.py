@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -117,7 +118,8 @@ def assemble(options: RunOptions, parts: Parts, fabric: Fabric, collective: Coll
 
     def build() -> Method:
         seed_step(options.seed, "model")
-        model = model_class(towers, tasks, parts.model).to(fabric.device)
+        # A model may train its towers; a fresh one has to start from the weights as they were loaded.
+        model = model_class(copy.deepcopy(towers), tasks, parts.model).to(fabric.device)
         return method_class(model, tasks, parts.method, options.seed)
 
     digests = {
