@@ -41,7 +41,7 @@ def test_full_disk_during_a_commit_leaves_the_last_one(
 def test_a_failed_run_keeps_its_traceback_and_status(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.write_json("run.json", {"status": "new"})
-    with pytest.raises(RunError, match="OSError: .*No space left"), _status(folder):
+    with pytest.raises(RunError, match=r"OSError: .*No space left"), _status(folder):
         raise OSError(28, "No space left on device")
     assert folder.read_json("run.json")["status"] == "failed"
     assert "Traceback" in (tmp_path / "events.jsonl").read_text()

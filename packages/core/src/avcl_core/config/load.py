@@ -80,8 +80,11 @@ def lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
     kept = dict(below)
     for component in COMPONENTS:
         old, new = below.get(component), above.get(component)
-        renamed = isinstance(old, Mapping) and isinstance(new, Mapping) and "name" in new
-        if renamed and old.get("name") != new["name"]:
+        if (
+            isinstance(old, Mapping)
+            and isinstance(new, Mapping)
+            and new.get("name", old.get("name")) != old.get("name")
+        ):
             del kept[component]
     return merge(kept, above)
 
