@@ -39,7 +39,7 @@ def main() -> None:
 
 @app.command()
 def run(arguments: Arguments = None) -> None:
-    """Train a stream and write a run folder with report.html.
+    """Train a stream; write a run folder and its report.
 
     CONFIG is a file or the name of a shipped configuration; without it, the embedded stream runs.
     Example: avcl run embedded method.name=finetune seed=1
@@ -57,7 +57,10 @@ def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[workers=N]")] = None,
 ) -> None:
-    """Continue a stopped or killed run from its last commit; the result equals an uninterrupted run."""
+    """Continue a stopped or killed run.
+
+    It goes on from the last commit, and the result equals an uninterrupted run.
+    """
     from avcl_core.running.launch import resume as take_up
 
     with console() as shown:
@@ -70,14 +73,17 @@ def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN")],
     tag: Annotated[str | None, typer.Option(help="Checkpoint tag; by default the latest.")] = None,
 ) -> None:
-    """Evaluate a commit of a run again, write predictions, and say whether they equal what the run stored."""
+    """Evaluate a commit of a run again.
+
+    Writes predictions and says whether the metrics equal what the run stored.
+    """
     from avcl_core.running.launch import evaluate as judge
     from avcl_core.running.tested import write_evaluation
 
     with console() as shown:
         found = judge(run, tag, shown)
-    for line in write_evaluation(run, tag, found):
-        print(line)
+    if found:
+        write_evaluation(run, tag, found, print)
 
 
 @app.command()
@@ -85,7 +91,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
     out: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
 ) -> None:
-    """Write report.html: of one run into its folder, of several runs as a comparison."""
+    """Write report.html of a run, or of several compared."""
     from avcl.report import render
 
     print(render(runs, out))
@@ -93,7 +99,10 @@ def report(
 
 @app.command()
 def compare(runs: Annotated[list[Path], typer.Argument(metavar="RUN...")]) -> None:
-    """Print methods side by side, mean and spread over seeds; differences within the error are called ties."""
+    """Print methods side by side, with spread over seeds.
+
+    Differences within the pooled standard error are called ties.
+    """
     from rich.console import Console
 
     from avcl.report import compare as join
@@ -109,15 +118,12 @@ def sweep(
     arguments: Arguments = None,
     method: Annotated[list[str] | None, typer.Option(help="Method; repeat for several.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seed; repeat for several.")] = None,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Submit each run to SLURM through submitit.")] = False,
 ) -> None:
-    """Run a configuration for several methods and seeds, one after the other, then compare them."""
+    """Run several methods and seeds, then compare them."""
     from avcl.sweep import sweep as many
 
     config, overrides = split_arguments(arguments or [])
-    paths = many(config or DEFAULT, overrides, method or [], seed or [0], slurm)
-    if paths:
-        compare(paths)
+    compare(many(config or DEFAULT, overrides, method or [], seed or []))
 
 
 @app.command("list")
@@ -125,7 +131,10 @@ def list_(
     kind: Annotated[str, typer.Argument(metavar="tasks|methods|models|towers|streams|runs")],
     as_json: AsJson = False,
 ) -> None:
-    """List what is installed, shipped or recorded; a broken plug-in is listed with its error."""
+    """List what is installed, shipped or recorded.
+
+    A broken plug-in is listed with its error.
+    """
     from avcl.listing import rows
 
     found = rows(kind)
@@ -137,7 +146,7 @@ def list_(
 
 @config_app.command("show")
 def config_show(arguments: Arguments = None) -> None:
-    """Print the complete configuration that a run would use, after extends and overrides."""
+    """Print the complete configuration of a run."""
     import yaml
 
     from avcl_core.config.run import load_run
@@ -152,7 +161,10 @@ def config_show(arguments: Arguments = None) -> None:
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Check the installation: versions, devices, codecs, embedded weights, plug-ins, disk."""
+    """Check the installation.
+
+    Versions, devices, codecs, embedded weights, plug-ins, disk.
+    """
     from avcl.doctor import checks
 
     found = checks()

@@ -37,8 +37,7 @@ def world(
     options = validate(WorldOptions, Source(given, {}, "avcl data world"))
     for name in task or names("task"):
         package = load("task", name)
-        compose_world(package, options, root / "source" / name, workers, progress_bar)
-        print(root / "source" / name)
+        print(compose_world(package, root, options, workers, progress_bar))
 
 
 @data_app.command()

@@ -1,40 +1,37 @@
-"""Many runs of one configuration: methods × seeds, one after the other here, or each as a SLURM job."""
+"""Many runs of one configuration: methods × seeds, one after the other."""
 
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from avcl_core.config.load import read
 from avcl_core.config.presets import find_config
+from avcl_core.config.run import load_run
 from avcl_core.errors import ConfigError
 
 
 def combinations(overrides: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[list[str]]:
-    """Return the overrides of every run."""
-    chosen = [[f"method.name={name}"] for name in methods] or [[]]
-    return [[*overrides, *method, f"seed={seed}"] for method, seed in itertools.product(chosen, seeds)]
+    """Return the overrides of every run; what is not swept stays as the configuration has it."""
+    by_method = [[f"method.name={name}"] for name in methods] or [[]]
+    by_seed = [[f"seed={seed}"] for seed in seeds] or [[]]
+    return [[*overrides, *method, *seed] for method, seed in itertools.product(by_method, by_seed)]
 
 
-def sweep(
-    config: str, overrides: Sequence[str], methods: Sequence[str], seeds: Sequence[int], slurm: bool
-) -> list[Path]:
-    """Run all combinations and return their run folders; with ``slurm``, submit them and return nothing.
+def sweep(config: str, overrides: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[Path]:
+    """Run all combinations and return their run folders.
 
     Raises:
-        ConfigError: a combination is not valid (checked before the first run), or submitit is not installed.
+        ConfigError: a combination is not valid (checked before the first run), or something is given twice.
     """
-    from avcl_core.config.run import load_run
-
+    for key, swept in (("method.name", methods), ("seed", seeds)):
+        if swept and any(text.partition("=")[0] == key for text in overrides):
+            raise ConfigError(f"sweep: {key}= and its option are both given; keep one")
     path = find_config(config, "avcl")
     todo = combinations(overrides, methods, seeds)
     for one in todo:
         load_run(read(path, one))
-    if slurm:
-        _submit(path, todo)
-        return []
     return [run for one in todo if (run := _run(path, one)) is not None]
 
 
@@ -49,16 +46,3 @@ def _run(path: Path, overrides: Sequence[str]) -> Path | None:
     if run is not None:
         render([run])
     return run
-
-
-def _submit(path: Path, todo: Sequence[Sequence[str]]) -> None:
-    try:
-        import submitit  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise ConfigError("sweep --slurm needs submitit; install the extra: avcl[cluster]") from error
-    executor = submitit.AutoExecutor(folder="runs/slurm")
-    for overrides in todo:
-        job = executor.submit(
-            submitit.helpers.CommandFunction([sys.executable, "-m", "avcl", "run", str(path), *overrides])
-        )
-        print(f"job {job.job_id}: avcl run {path} {' '.join(overrides)}")

@@ -16,6 +16,11 @@ Arguments = Annotated[
 ]
 
 
+TestArguments = Annotated[
+    list[str] | None, typer.Argument(metavar="RUN|KEY=VALUE", help="Run folder; or run=, checkpoint=, runs=.")
+]
+
+
 def task_app(task: str) -> Callable[[], None]:
     """Return the entry point of the command ``<task>`` with ``train`` and ``test``."""
     app = typer.Typer(
@@ -41,30 +46,41 @@ def task_app(task: str) -> Callable[[], None]:
             _print_stored(run)
 
     @app.command()
-    def test(arguments: Arguments = None) -> None:
-        """Evaluate run=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/TAG; by default the newest finished run."""
-        from avcl_core.running.launch import evaluate
-        from avcl_core.running.tested import newest_run, write_evaluation
+    def test(arguments: TestArguments = None) -> None:
+        """Evaluate a run, by default the newest finished one.
 
-        given = dict(text.split("=", 1) for text in split_arguments(arguments or [])[1])
-        unknown = given.keys() - {"run", "checkpoint", "runs"}
-        if unknown:
-            raise ConfigError(f"test {sorted(unknown)[0]}=…: expected run=, checkpoint= or runs=")
-        tag = None
-        if "checkpoint" in given:
-            folder = Path(given["checkpoint"])
-            run, tag = folder.parents[1], folder.name
-        else:
-            run = Path(given["run"]) if "run" in given else newest_run(Path(given.get("runs", "runs")), task)
+        RUN (or run=RUN) is a run folder, checkpoint=RUN/checkpoints/TAG one of its commits; runs=FOLDER is where to look.
+        """
+        from avcl_core.running.launch import evaluate
+        from avcl_core.running.tested import write_evaluation
+
+        run, tag = _tested_run(task, arguments or [])
         with console() as shown:
             found = evaluate(run, tag, shown)
-        for line in write_evaluation(run, tag, found):
-            print(line)
+        if found:
+            write_evaluation(run, tag, found, print)
 
     def main() -> None:
         guarded(lambda: app(standalone_mode=True))
 
     return main
+
+
+def _tested_run(task: str, arguments: list[str]) -> tuple[Path, str | None]:
+    """Return the run folder and the tag that the arguments of ``test`` name."""
+    from avcl_core.running.tested import newest_run
+
+    run, overrides = split_arguments(arguments)
+    given = dict(text.split("=", 1) for text in overrides) | ({"run": run} if run else {})
+    unknown = sorted(given.keys() - {"run", "checkpoint", "runs"})
+    if unknown:
+        raise ConfigError(f"test {unknown[0]}=…: expected run=, checkpoint= or runs=")
+    if "checkpoint" in given:
+        folder = Path(given["checkpoint"])
+        if folder.parent.name != "checkpoints":
+            raise ConfigError(f"checkpoint={folder}: expected RUN/checkpoints/TAG")
+        return folder.parents[1], folder.name
+    return (Path(given["run"]) if "run" in given else newest_run(Path(given.get("runs", "runs")), task)), None
 
 
 def _print_stored(run: Path) -> None:

@@ -36,8 +36,9 @@ class Collective:
 class Distributed(Collective):
     """The ranks of the default process group."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.device = device  # a backend reduces tensors of its own device only
 
     def gather(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the rows of all ranks in rank order; gradients flow back to the rank that computed a row."""
@@ -64,7 +65,7 @@ class Distributed(Collective):
         present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
         torch.distributed.all_reduce(present, op=torch.distributed.ReduceOp.MAX)
         live = [p for p, has in zip(parameters, present.tolist(), strict=True) if has]
-        for dtype in {p.dtype for p in live}:
+        for dtype in dict.fromkeys(p.dtype for p in live):  # in table order on every rank
             bucket = [p for p in live if p.dtype == dtype]
             grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in bucket]
             flat = torch.cat([g.reshape(-1) for g in grads])
@@ -74,7 +75,7 @@ class Distributed(Collective):
 
     def sum_number(self, value: float) -> float:
         """Add up a number over ranks in float64."""
-        total = torch.tensor(value, dtype=torch.float64)
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(total)
         return float(total)
 
@@ -89,7 +90,7 @@ class Distributed(Collective):
         torch.distributed.barrier()
 
 
-def current() -> Collective:
+def current(device: torch.device | str = "cpu") -> Collective:
     """Return the collective of this process."""
     active = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return Distributed() if active and torch.distributed.get_world_size() > 1 else Collective()
+    return Distributed(device) if active and torch.distributed.get_world_size() > 1 else Collective()

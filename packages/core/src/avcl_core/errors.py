@@ -8,7 +8,9 @@ class AvclError(Exception):
 
 
 class RunError(AvclError):
-    """The run itself failed, for example on a non-finite loss."""
+    """The run itself failed, for example on a non-finite loss; ``details`` go to the run's events."""
+
+    details: "dict[str, object] | None" = None
 
 
 class ConfigError(AvclError):

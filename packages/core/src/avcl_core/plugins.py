@@ -69,9 +69,14 @@ class Listed:
     error: str | None
 
 
-def _points(kind: str) -> dict[str, Any]:
-    found = entry_points(group=GROUPS[kind])
-    return {point.name: point for point in found}
+def _points(kind: str) -> dict[str, list[Any]]:
+    """Name → entry points that claim it; more than one is an error as soon as the name is used."""
+    found: dict[str, list[Any]] = {}
+    for point in entry_points(group=GROUPS[kind]):
+        same = found.setdefault(point.name, [])
+        if all(point.value != other.value for other in same):
+            same.append(point)
+    return found
 
 
 def names(kind: str) -> list[str]:
@@ -89,19 +94,23 @@ def load(kind: str, name: str) -> Any:
     points = _points(kind)
     if name not in points:
         raise ConfigError(f"{kind} {name!r} is not installed{nearest(name, list(points))}")
+    point, *others = points[name]
+    if others:
+        claims = ", ".join(f"{p.value} ({p.dist.name if p.dist else '?'})" for p in points[name])
+        raise ConfigError(f"{kind} {name!r} is claimed more than once: {claims}; uninstall all but one")
     try:
-        return points[name].load()
+        return point.load()
     except Exception as error:
         raise ConfigError(
-            f"{kind} {name!r} ({points[name].value}) cannot be loaded: {type(error).__name__}: {error}"
+            f"{kind} {name!r} ({point.value}) cannot be loaded: {type(error).__name__}: {error}"
         ) from error
 
 
 def listing(kind: str) -> list[Listed]:
     """Load every plug-in of a kind and report each with its summary, or with its error."""
     rows = []
-    for name, point in sorted(_points(kind).items()):
-        distribution = point.dist.name if point.dist else "?"
+    for name, points in sorted(_points(kind).items()):
+        distribution = ", ".join(point.dist.name if point.dist else "?" for point in points)
         try:
             plugin = load(kind, name)
         except ConfigError as error:

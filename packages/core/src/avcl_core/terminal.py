@@ -21,6 +21,9 @@ def guarded(command: Callable[[], None]) -> None:
     except (AvclError, WeightsError, TowerError) as error:
         print(f"error: {error}" if error.exit_code != 75 else str(error), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(1) from None

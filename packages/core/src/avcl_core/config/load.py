@@ -138,6 +138,8 @@ def _known(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
 def _file(path: Path) -> Source:
     try:
         text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; name an existing configuration file") from error
     tree = _parse(text, str(path)) or {}
@@ -165,6 +167,8 @@ def _parse(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{where}{line}: not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
 
 
 def _mark(node: yaml.Node | None, path: Path_, file: Path, places: dict[Path_, str]) -> None:

@@ -141,8 +141,14 @@ class RunOptions(Options):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that results depend on: not workers, places, log or commit intervals."""
-        record = self.model_dump(mode="json", exclude={"workers": True, "runs": True, "data": {"root"}})
+        """SHA-256 of everything that results depend on: not workers, places or commit intervals (data have digests of their own)."""
+        places: Any = {
+            "workers": True,
+            "runs": True,
+            "data": {"root": True, "world": {"images", "sounds", "folder"}},
+            "towers": {name: {"checkpoint"} for name in self.towers},
+        }
+        record = self.model_dump(mode="json", exclude=places)
         del record["training"]["checkpoint_every"]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 

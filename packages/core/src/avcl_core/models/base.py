@@ -49,6 +49,11 @@ class Requires:
                     "does not have; choose a transformer tower"
                 )
         for task in tasks.values():
+            for name, tower in towers.items():
+                if tower.info.modality not in task.modalities:
+                    raise ConfigError(
+                        f"towers.{name} reads {tower.info.modality}, which task {task.name} does not deliver"
+                    )
             lacking = set(self.modalities) - set(task.modalities)
             if lacking:
                 raise ConfigError(f"model {model} needs {sorted(lacking)}, which task {task.name} does not deliver")

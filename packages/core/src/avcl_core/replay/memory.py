@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avcl_core.errors import ConfigError
 from avcl_core.seeding import ordered
 
 
@@ -47,7 +48,15 @@ class Memory:
         return [exemplar for group in self.groups.values() for exemplar in group]
 
     def quota(self, experiences: int) -> int:
-        """Return how many exemplars each of ``experiences`` may keep."""
+        """Return how many exemplars each of ``experiences`` may keep.
+
+        Raises:
+            ConfigError: the capacity is smaller than the number of experiences.
+        """
+        if self.capacity < experiences:
+            raise ConfigError(
+                f"method.memory: {self.capacity} samples for {experiences} experiences; give at least {experiences}"
+            )
         return self.capacity // experiences
 
     def candidates(self, experience: str, keys: Iterable[str]) -> list[str]:

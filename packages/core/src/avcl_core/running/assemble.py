@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from lightning.fabric import Fabric
@@ -16,6 +17,7 @@ from avcl_core.data.prepared import Prepared
 from avcl_core.errors import ConfigError, DataError, IntegrityError
 from avcl_core.methods.base import Method
 from avcl_core.running.folder import RunFolder
+from avcl_core.running.lock import in_turn
 from avcl_core.running.provide import Bar, provide, silent
 from avcl_core.seeding import seed_step
 from avcl_core.stream import Experience, Session, Stream, concatenation
@@ -94,10 +96,21 @@ def make_towers(options: RunOptions) -> dict[str, Tower]:
     return towers
 
 
-def assemble(options: RunOptions, parts: Parts, fabric: Fabric, collective: Collective, bar: Bar = silent) -> Assembly:
-    """Build a run's parts; rank 0 makes data that are missing while the others wait."""
+def assemble(
+    options: RunOptions,
+    parts: Parts,
+    fabric: Fabric,
+    collective: Collective,
+    bar: Bar = silent,
+    check: Callable[[], None] = lambda: None,
+) -> Assembly:
+    """Build a run's parts; rank 0 makes data that are missing while the others wait.
+
+    Args:
+        check: called while data are made; may raise to stop.
+    """
     towers = make_towers(options)
-    prepared = _data(options, towers, collective, bar)
+    prepared = _data(options, towers, collective, _checked(bar, check), check)
     tasks: dict[str, Task] = {
         name: plugins.load("task", name).build(parts.tasks[name], prepared[name], options.stream.protocol)
         for name in options.stream.tasks
@@ -111,7 +124,9 @@ def assemble(options: RunOptions, parts: Parts, fabric: Fabric, collective: Coll
         raise ConfigError(f"stream.tasks: {list(tasks)} deliver audio at different rates {sorted(rates)}")
     tiles = {name: tower.tile for name, tower in options.towers.items()}
     inputs = make_inputs(towers, tiles, rates.pop() if rates else 0, options.data.root / "cache")
-    loader = Loader(tasks, inputs, fabric.device, options.workers, options.stream.shuffle_labels)
+    loader = Loader(
+        tasks, inputs, fabric.device, options.workers, options.seed if options.stream.shuffle_labels else None
+    )
     model_class = plugins.load("model", options.model["name"])
     method_class = plugins.load("method", options.method["name"])
     model_class.requires.check(options.model["name"], towers, tasks, stream)
@@ -132,13 +147,33 @@ def assemble(options: RunOptions, parts: Parts, fabric: Fabric, collective: Coll
     return Assembly(options, towers, tasks, stream, sessions, loader, build, digests, tuple(skipped), fabric)
 
 
-def _data(options: RunOptions, towers: Mapping[str, Tower], collective: Collective, bar: Bar) -> dict[str, Prepared]:
+def _checked(bar: Bar, check: Callable[[], None]) -> Bar:
+    """Call ``check`` at every progress of data work, so that a stop request ends it; what is done is kept."""
+
+    @contextmanager
+    def checked(title: str) -> Iterator[Callable[[int, int], None]]:
+        with bar(title) as shown:
+
+            def progress(done: int, total: int) -> None:
+                check()
+                if shown is not None:
+                    shown(done, total)
+
+            yield progress
+
+    return checked
+
+
+def _data(
+    options: RunOptions, towers: Mapping[str, Tower], collective: Collective, bar: Bar, check: Callable[[], None]
+) -> dict[str, Prepared]:
     size = towers["visual"].info.image_size if "visual" in towers else None
     found = {}
     for rank_first in (True, False):
         if (collective.rank == 0) == rank_first:
-            for name in options.stream.tasks:
-                found[name] = provide(plugins.load("task", name), options.data, size or FRAME_SIZE, bar=bar)
+            with in_turn(options.data.root, check):
+                for name in options.stream.tasks:
+                    found[name] = provide(plugins.load("task", name), options.data, size or FRAME_SIZE, bar=bar)
         collective.barrier()
     return found
 

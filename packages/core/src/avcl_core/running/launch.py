@@ -6,12 +6,11 @@ import json
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -22,12 +21,17 @@ from avcl_core.config.load import Source, read
 from avcl_core.config.run import RunOptions, load_run, paths_below
 from avcl_core.errors import AvclError, ConfigError, RunError, Stopped
 from avcl_core.evaluation.evaluator import Evaluation
+from avcl_core.evaluation.matrix import Cell
+from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import write_results
 from avcl_core.running.assemble import Assembly, assemble, describe, notes
 from avcl_core.running.folder import RunFolder, Silent
+from avcl_core.running.lock import only_writer
 from avcl_core.running.provide import Bar, silent
 from avcl_core.task import Task
+from avcl_core.training.checkpoint import replace_text
 from avcl_core.training.preemption import Preemption
+from avcl_core.training.trainer import Trainer
 
 RESUMABLE = ("workers",)
 """Top-level keys that may change between a stop and a resume: results do not depend on them."""
@@ -48,6 +52,20 @@ class Console:
     progress: Callable[[str, float], None] = lambda line, fraction: None
 
 
+@dataclass(frozen=True)
+class Tested:
+    """One test set as :func:`evaluate` found it, and what the run itself stored for the same row (or nothing)."""
+
+    task: Task
+    evaluation: Evaluation
+    stored: Cell | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the run stored nothing else."""
+        return self.stored is None or self.stored == Cell(self.task.primary, self.evaluation.metrics)
+
+
 def start(source: Source, command: Sequence[str], console: Console) -> Path | None:
     """Run a configuration from the beginning and return the run folder; ranks other than the first return nothing.
 
@@ -55,15 +73,80 @@ def start(source: Source, command: Sequence[str], console: Console) -> Path | No
         ConfigError, IntegrityError, RunError, Stopped: with the exit codes of DESIGN.md section 7.
     """
     options, parts = load_run(source)
-    fabric, collective = _launch(options)
-    console = console if collective.rank == 0 else Console()
-    assembly = assemble(options, parts, fabric, collective, console.bar)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    preemption = Preemption()
+    with preemption.listening():
+        fabric, collective = _launch(options)
+        console = console if collective.rank == 0 else Console()
+        assembly = assemble(options, parts, fabric, collective, console.bar, preemption.check)
+        folder = _create(assembly, command, collective)
+        console.say(f"run {folder.path}")
+        return _drive(assembly, folder, collective, console, preemption, resume=False)
+
+
+def resume(path: Path, overrides: Sequence[str], console: Console) -> Path | None:
+    """Continue a stopped run to its end and return its folder, as :func:`start`. ``overrides`` may set ``workers`` only.
+
+    Raises:
+        ConfigError: another key is overridden.
+        IntegrityError: configuration, data or weights drifted; the message names which.
+        RunError: another process is working on the run.
+    """
+    for text in overrides:
+        if text.partition("=")[0] not in RESUMABLE:
+            raise ConfigError(f"override {text!r}: a resumed run can change {', '.join(RESUMABLE)} only")
+    folder = RunFolder.open(path)
+    preemption = Preemption()
+    with preemption.listening():
+        assembly, collective, console = _reopen(folder, overrides, console, preemption)
+        console.say(f"run {path}")
+        if collective.rank:
+            folder = Silent(path)
+        begun = folder.store.latest() is not None
+        if begun and folder.store.load().state["position"]["phase"] == "done":
+            console.say("the run is done; nothing to resume")
+        return _drive(assembly, folder, collective, console, preemption, resume=begun)
+
+
+def evaluate(path: Path, tag: str | None, console: Console) -> dict[str, Tested]:
+    """Evaluate a commit of a run (the latest by default) on the test sets of its session, without changing the run.
+
+    Returns:
+        test set → what was found; nothing on ranks other than the first.
+    """
+    folder = RunFolder.open(path)
+    assembly, collective, console = _reopen(folder, (), console, Preemption())
+    trainer = assembly.trainer(Silent(path), Preemption(), collective, console.progress)
+    trainer.restore(tag)
+    session = trainer.last_session()
+    stored = RunRecord.load(path).matrix
+    found = {}
+    for test in session.tests:
+        experience = assembly.stream.experience(test.experience)
+        task = assembly.tasks[experience.task]
+        evaluation = trainer.evaluator.evaluate(trainer.method, task, experience, test.split)
+        found[test.name] = Tested(task, evaluation, stored.cell(session.row, test.name))
+    return found if collective.rank == 0 else {}
+
+
+def command_line() -> list[str]:
+    """Return the command that the user typed, with the program's short name."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def _create(assembly: Assembly, command: Sequence[str], collective: Collective) -> RunFolder:
+    """Make the run folder on the first rank; ``run.json`` comes last, so a folder that has it is complete."""
+    options = assembly.options
     method, model = options.method["name"], options.model["name"]
     path = None
     if collective.rank == 0:
         path = RunFolder.create(options.runs, assembly.stream.name, method, options.seed).path
     path = next(p for p in collective.join(path) if p is not None)
-    folder = RunFolder(path) if collective.rank == 0 else Silent(path)
+    if collective.rank:
+        return Silent(path)
+    folder = RunFolder(path)
+    folder.write_json("stream.json", assembly.stream.to_json())
+    replace_text(path / "config.yaml", yaml.safe_dump(json.loads(options.model_dump_json()), sort_keys=False))
     record = {
         "format": 1,
         "status": "running",
@@ -79,120 +162,87 @@ def start(source: Source, command: Sequence[str], console: Console) -> Path | No
         "python": platform.python_version(),
     }
     folder.write_json("run.json", record)
-    folder.write_json("stream.json", assembly.stream.to_json())
-    if collective.rank == 0:
-        text = yaml.safe_dump(json.loads(options.model_dump_json()), sort_keys=False)
-        (path / "config.yaml").write_text(text, encoding="utf-8")
-    console.say(f"run {path}")
-    _drive(assembly, folder, collective, console, resume=False)
-    return path if collective.rank == 0 else None
+    return folder
 
 
-def resume(path: Path, overrides: Sequence[str], console: Console) -> Path | None:
-    """Continue a stopped run to its end and return its folder, as :func:`start`. ``overrides`` may set ``workers`` only.
-
-    Raises:
-        ConfigError: another key is overridden.
-        IntegrityError: configuration, data or weights drifted; the message names which.
-    """
-    for text in overrides:
-        if text.partition("=")[0] not in RESUMABLE:
-            raise ConfigError(f"override {text!r}: a resumed run can change {', '.join(RESUMABLE)} only")
-    folder = RunFolder.open(path)
-    assembly, collective = _reopen(folder, overrides, console)
-    if collective.rank:
-        folder, console = Silent(path), Console()
-    console.say(f"run {path}")
-    if folder.store.latest() is not None and folder.store.load().state["position"]["phase"] == "done":
-        console.say("the run is done; nothing to resume")
-    _drive(assembly, folder, collective, console, resume=folder.store.latest() is not None)
-    return path if collective.rank == 0 else None
-
-
-@dataclass(frozen=True)
-class Tested:
-    """One test set as :func:`evaluate` found it, and the record that the run itself stored for the same row (or none)."""
-
-    task: Task
-    evaluation: Evaluation
-    stored: Mapping[str, Any]
-
-
-def evaluate(path: Path, tag: str | None, console: Console) -> dict[str, Tested]:
-    """Evaluate a commit of a run (the latest by default) on the test sets of its session, without changing the run.
-
-    Returns:
-        test set → what was found.
-    """
-    folder = RunFolder.open(path)
-    assembly, collective = _reopen(folder, (), console)
-    trainer = assembly.trainer(Silent(path), Preemption(), collective, console.progress)
-    trainer.restore(tag)
-    session = trainer.last_session()
-    results = path / "results.jsonl"
-    records = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
-    stored = {record["test"]: record for record in records if record["row"] == session.row}
-    found = {}
-    for test in session.tests:
-        experience = assembly.stream.experience(test.experience)
-        task = assembly.tasks[experience.task]
-        evaluation = trainer.evaluator.evaluate(trainer.method, task, experience, test.split)
-        found[test.name] = Tested(task, evaluation, stored.get(test.name, {}))
-    return found
-
-
-def _reopen(folder: RunFolder, overrides: Sequence[str], console: Console) -> tuple[Assembly, Collective]:
+def _reopen(
+    folder: RunFolder, overrides: Sequence[str], console: Console, preemption: Preemption
+) -> tuple[Assembly, Collective, Console]:
     source = read(folder.path / "config.yaml", overrides)
     options, parts = load_run(source)
     options = paths_below(options, Path(folder.read_json("run.json")["cwd"]))
     fabric, collective = _launch(options)
-    return assemble(options, parts, fabric, collective, console.bar), collective
+    console = console if collective.rank == 0 else Console()
+    return assemble(options, parts, fabric, collective, console.bar, preemption.check), collective, console
 
 
 def _launch(options: RunOptions) -> tuple[Fabric, Collective]:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    fabric = Fabric(
-        accelerator=options.fabric.accelerator, devices=options.fabric.devices, precision=options.fabric.precision
-    )
+    wanted = options.fabric
+    try:
+        fabric = Fabric(accelerator=wanted.accelerator, devices=wanted.devices, precision=wanted.precision)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"fabric: {' '.join(str(error).split())}; avcl doctor lists the devices") from error
     fabric.launch()
-    return fabric, current()
+    return fabric, current(fabric.device)
 
 
-def _drive(assembly: Assembly, folder: RunFolder, collective: Collective, console: Console, resume: bool) -> None:
+def _drive(
+    assembly: Assembly,
+    folder: RunFolder,
+    collective: Collective,
+    console: Console,
+    preemption: Preemption,
+    resume: bool,
+) -> Path | None:
     for name, value in describe(assembly):
         console.say(f"  {name}: {value}")
-    preemption = Preemption()
     trainer = assembly.trainer(folder, preemption, collective, console.progress)
-    with preemption.listening(), _status(folder):
-        if resume:
-            trainer.resume()
-        folder.event("start", position=vars(trainer.at))
-        trainer.run()
-        folder.event("done")
-    if collective.rank == 0:
+    if collective.rank:
+        # The launcher ends the first rank when another one fails, so a stop is told by the first rank alone.
+        with suppress(Stopped):
+            _train(trainer, folder, resume)
+        collective.barrier()
+        return None
+    with only_writer(folder.path):
+        try:
+            with _status(folder):
+                _train(trainer, folder, resume)
+        except Stopped:
+            collective.barrier()
+            raise
         write_results(folder.path)
+        collective.barrier()
+    return folder.path
+
+
+def _train(trainer: Trainer, folder: RunFolder, resume: bool) -> None:
+    if resume:
+        trainer.resume()
+    folder.event("start", position=vars(trainer.at))
+    trainer.run()
+    folder.event("done")
 
 
 @contextmanager
 def _status(folder: RunFolder) -> Iterator[None]:
-    """Record how the block ended."""
+    """Record how the block ended, where the disk still takes a record."""
     folder.set_status("running")
     try:
         yield
     except Stopped as error:
         folder.event("stopped", reason=str(error))
         folder.set_status("stopped")
-        raise Stopped(f"{str(error).replace('RUN', str(folder.path))}") from None
+        raise Stopped(str(error).replace("RUN", str(folder.path))) from None
     except Exception as error:
-        folder.event("failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
-        folder.set_status("failed")
+        details = error.details if isinstance(error, RunError) and error.details else {}
+        with suppress(OSError):
+            folder.event(
+                "failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc(), **details
+            )
+            folder.set_status("failed")
         if isinstance(error, AvclError):
             raise
         raise RunError(f"{type(error).__name__}: {error} (traceback in {folder.path / 'events.jsonl'})") from error
     folder.set_status("done")
-
-
-def command_line() -> list[str]:
-    """Return the command that the user typed, with the program's short name."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from avcl_core.config.run import DataOptions, WorldOptions
+from avcl_core.data.atomic import digest_of
 from avcl_core.data.prepare import prepare
 from avcl_core.data.prepared import MANIFEST, Prepared
 from avcl_core.errors import ConfigError, DataError
@@ -73,25 +74,33 @@ def provide(package: TaskPackage, data: DataOptions, frame_size: int, workers: i
                 f"--root {data.root} --size {frame_size}"
             )
         return Prepared(target)
-    _same_world(data.root, data.world)
+    _claim(data.root, data.world)
     if (target / MANIFEST).is_file():
         return Prepared(target)
-    source = data.root / "source" / package.name
-    compose_world(package, data.world, source, workers, bar)
+    source = compose_world(package, data.root, data.world, workers, bar)
     with bar(f"{package.name}: preparing") as progress:
         return prepare(package.layout(source), target, frame_size=frame_size, workers=workers, progress=progress)
 
 
-def compose_world(package: TaskPackage, world: WorldOptions, out: Path, workers: int = 2, bar: Bar = silent) -> None:
-    """Compose a task's world in its published layout below ``out``; a world that is there already is left as it is."""
+def compose_world(package: TaskPackage, root: Path, world: WorldOptions, workers: int = 2, bar: Bar = silent) -> Path:
+    """Compose a task's world in its published layout and return its folder; a world that is there is left as it is.
+
+    Raises:
+        ConfigError: the root holds another world.
+    """
+    _claim(root, world)
+    out = root / "source" / package.name
     with bar(f"{package.name}: composing") as progress:
         package.compose(make_bank(world), scaled(package.world_size, world.scale), world.seed, out, workers, progress)
+    return out
 
 
-def _same_world(root: Path, world: WorldOptions) -> None:
+def _claim(root: Path, world: WorldOptions) -> None:
     """Record which world a root holds, and refuse another one in the same place."""
+    bank = make_bank(world).describe()
     wish: dict[str, Any] = {
         **world.model_dump(mode="json", exclude={"images", "sounds", "folder"}),
+        "sources": digest_of(bank),
         "difficulty": DIFFICULTY.version,
     }
     path = root / "world.json"

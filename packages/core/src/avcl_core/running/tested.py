@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from avcl_core.errors import IntegrityError
+from avcl_core.errors import IntegrityError, RunError
 from avcl_core.evaluation.evaluator import Evaluation
 from avcl_core.running.folder import RunFolder
 from avcl_core.running.launch import Tested
@@ -44,16 +44,19 @@ def result_block(task: Task, evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def write_evaluation(run: Path, tag: str | None, found: Mapping[str, Tested]) -> list[str]:
-    """Write ``evaluations/<tag>/`` of a run and return the lines to print."""
+def write_evaluation(run: Path, tag: str | None, found: Mapping[str, Tested], say: Callable[[str], None]) -> None:
+    """Write ``evaluations/<tag>/`` of a run and say what is in it.
+
+    Raises:
+        RunError: a test set's metrics differ from what the run itself stored.
+    """
     folder = RunFolder(run / "evaluations" / (tag or "latest"))
     folder.path.mkdir(parents=True, exist_ok=True)
     (folder.path / "results.jsonl").unlink(missing_ok=True)
-    lines = []
     for test, tested in found.items():
-        task, evaluation, stored = tested.task, tested.evaluation, tested.stored
+        task, evaluation = tested.task, tested.evaluation
         record = {
-            "row": stored.get("row", "evaluation"),
+            "row": "evaluation",
             "test": test,
             "task": task.name,
             "primary": task.primary,
@@ -64,10 +67,11 @@ def write_evaluation(run: Path, tag: str | None, found: Mapping[str, Tested]) ->
             "oracles": sorted(task.oracles),
         }
         folder.result(record, evaluation, task.pack)
-        lines += [f"{test}: {len(evaluation.predictions)} samples", *result_block(task, evaluation)]
-        if stored:
-            same = json.loads(json.dumps(dict(evaluation.metrics))) == stored["metrics"]
-            lines.append(
-                "equal to what the run stored" if same else "DIFFERS from what the run stored in results.jsonl"
-            )
-    return [*lines, f"written to {folder.path}"]
+        for line in (f"{test}: {len(evaluation.predictions)} samples", *result_block(task, evaluation)):
+            say(line)
+        if tested.stored is not None and tested.agrees:
+            say("equal to what the run stored")
+    say(f"written to {folder.path}")
+    differing = [test for test, tested in found.items() if not tested.agrees]
+    if differing:
+        raise RunError(f"{run}: the evaluation of {differing} differs from what the run stored in results.jsonl")

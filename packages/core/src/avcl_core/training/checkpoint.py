@@ -140,7 +140,7 @@ class CheckpointStore:
         return Checkpoint(
             trained=load_file(folder / "trained.safetensors"),
             method=unpack(load_file(folder / "method.safetensors"), structure),
-            optimizer=torch.load(folder / "optimizer.pt", weights_only=True),
+            optimizer=torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
             selected=load_file(folder / "selected.safetensors"),
             state=json.loads((folder / "state.json").read_text()),
         )

@@ -41,7 +41,8 @@ class Loader:
         inputs: tower name → transformation of the raw input of that name; other raw inputs pass as tensors.
         device: where batches end up.
         workers: worker processes that load ahead; 0 loads in this process.
-        shuffle_labels: give each training and validation sample another one's targets: a control that must stay at chance.
+        shuffled: seed with which each training and validation sample gets another one's targets: a control that must stay at
+            chance; ``None`` leaves them as they are.
     """
 
     def __init__(
@@ -50,10 +51,10 @@ class Loader:
         inputs: Mapping[str, Input],
         device: torch.device | str = "cpu",
         workers: int = 0,
-        shuffle_labels: bool = False,
+        shuffled: int | None = None,
     ) -> None:
         self.tasks, self.inputs, self.device, self.workers = dict(tasks), dict(inputs), device, workers
-        self.shuffle_labels = shuffle_labels
+        self.shuffled = shuffled
         self._datasets = {}
         self._dealt: dict[tuple[str, str], dict[str, str]] = {}
 
@@ -63,10 +64,10 @@ class Loader:
         return self._datasets[task, split]
 
     def _targets(self, experience: Experience, split: str, key: str) -> Mapping[str, np.ndarray]:
-        if self.shuffle_labels and split != "test":
+        if self.shuffled is not None and split != "test":
             place = (experience.name, split)
             if place not in self._dealt:
-                order = ordered(experience.keys(split), "shuffled labels", experience.name)
+                order = ordered(experience.keys(split), self.shuffled, "shuffled labels", experience.name)
                 self._dealt[place] = dict(zip(order, [*order[1:], order[0]], strict=True))
             key = self._dealt[place][key]
         return self._dataset(experience.task, split).targets(key)

@@ -47,7 +47,8 @@ class NamedOptimizer:
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Return parameter name → optimiser state tensors."""
-        return {name: dict(self.inner.state[p]) for name, p in self.names.items() if p in self.inner.state}
+        found = {name: self.inner.state[p] for name, p in self.names.items() if p in self.inner.state}
+        return {name: {key: value.cpu() for key, value in values.items()} for name, values in found.items()}
 
     def load(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Restore the state.
@@ -60,12 +61,13 @@ class NamedOptimizer:
                 raise ValueError(f"optimiser state of {name}, which is not a live parameter")
             parameter = self.names[name]
             for key, value in values.items():
-                if torch.is_tensor(value) and value.ndim and value.shape != parameter.shape:
+                if value.ndim and value.shape != parameter.shape:
                     raise ValueError(
                         f"optimiser state {name}.{key}: {tuple(value.shape)}, expected {tuple(parameter.shape)}"
                     )
+            # The step counter is a scalar that torch keeps on the CPU.
             self.inner.state[parameter] = {
-                key: value.clone() if torch.is_tensor(value) else value for key, value in values.items()
+                key: value.to(parameter.device if value.ndim else "cpu", copy=True) for key, value in values.items()
             }
 
 

@@ -143,10 +143,14 @@ class Stepper:
         finite = torch.isfinite(norm) & torch.isfinite(total)
         if self.collective.sum_number(float(~finite)) > 0:
             parts = {name: float(value) for name, value in logged.items()}
-            keys = {b.experience: list(b.keys) for work in works for b in (work.current, *work.replayed)}
-            raise RunError(
-                f"loss or gradient is not finite before an optimiser step: loss parts {parts}, gradient norm {float(norm)}, samples {keys}"
+            mine = [(b.experience, key) for work in works for b in (work.current, *work.replayed) for key in b.keys]
+            samples = [sample for part in self.collective.join(mine) for sample in part]
+            error = RunError(
+                f"loss or gradient is not finite before an optimiser step: loss parts {parts}, gradient norm {float(norm)}, "
+                f"samples {samples}"
             )
+            error.details = {"loss": parts, "norm": float(norm), "samples": samples}
+            raise error
         if self.options.clip is not None and float(norm) > self.options.clip:
             for grad in grads:
                 grad.mul_(self.options.clip / float(norm))

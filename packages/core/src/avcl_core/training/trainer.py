@@ -195,6 +195,7 @@ class Trainer:
                     self.commit()
                 if stopping:
                     self.preemption.check()
+            self.commit()  # a stop during validation repeats nothing but the validation
             self._select(session, method, epoch)
             self._move(epoch=epoch + 1, step=0)
             self._pause()
