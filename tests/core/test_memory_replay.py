@@ -5,10 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avcl_core.errors import ConfigError
 from avcl_core.replay.memory import Memory
 
 
-@given(st.integers(1, 20), st.lists(st.integers(1, 15), min_size=1, max_size=5), st.integers(0, 3))
+@given(st.integers(5, 20), st.lists(st.integers(1, 15), min_size=1, max_size=5), st.integers(0, 3))
 def test_capacity_is_never_exceeded_and_shared_equally(capacity, sizes, seed):
     memory = Memory(capacity, seed)
     for number, size in enumerate(sizes):
@@ -16,6 +17,13 @@ def test_capacity_is_never_exceeded_and_shared_equally(capacity, sizes, seed):
         assert len(memory) <= capacity
         quota = capacity // (number + 1)
         assert [len(group) for group in memory.groups.values()] == [min(quota, s) for s in sizes[: number + 1]]
+
+
+def test_a_memory_smaller_than_the_number_of_experiences_is_refused():
+    memory = Memory(1, 0)
+    memory.add("a", ["a0", "a1"])
+    with pytest.raises(ConfigError, match=r"method\.memory: 1 samples for 2 experiences"):
+        memory.add("b", ["b0"])
 
 
 def test_what_stays_is_a_prefix_of_what_was_kept_before():

@@ -56,3 +56,62 @@ def test_a_task_trains_and_tests_alone(
     assert "test acc" in shown
     assert "always background" in shown
     assert "equal to what the run stored" in shown
+
+
+def test_two_processes_through_the_command_line_equal_one(overrides: list[str], tmp_path: Path) -> None:
+    import subprocess
+
+    made = []
+    for devices in (1, 2):
+        runs = tmp_path / str(devices)
+        given = [text for text in overrides if not text.startswith("runs=")]
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "avcl",
+                "run",
+                *given,
+                f"runs={runs}",
+                "fabric.accelerator=cpu",
+                f"fabric.devices={devices}",
+            ],
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+        (run,) = (path.parent for path in runs.glob("*/*/*/run.json"))
+        assert (run / "report.html").is_file()
+        made.append([json.loads(line)["metrics"] for line in (run / "results.jsonl").read_text().splitlines()])
+    assert made[0] == made[1]
+
+
+def test_relative_places_do_not_change_the_digest_of_a_run(tmp_path: Path) -> None:
+    from avcl_core.config.load import read
+    from avcl_core.config.presets import find_config
+    from avcl_core.config.run import load_run, paths_below
+
+    given = ["data.world.images=mnist", "data.world.sounds=fsdd", "towers.visual.checkpoint=swin.safetensors"]
+    options, _ = load_run(read(find_config("digits", "avcl"), given))
+    moved = paths_below(options, tmp_path)
+    assert moved.data.world is not None
+    assert moved.data.world.images == tmp_path / "mnist"
+    assert moved.digest == options.digest
+
+
+def test_a_run_that_is_being_written_is_not_resumed_twice(straight: Path) -> None:
+    from avcl_core.errors import RunError
+    from avcl_core.running import launch
+    from avcl_core.running.lock import only_writer
+
+    with only_writer(straight), pytest.raises(RunError, match="another process is working on this run"):
+        launch.resume(straight, [], launch.Console())
+
+
+def test_sweep_refuses_what_is_given_twice_and_keeps_what_is_not_swept() -> None:
+    from avcl.sweep import combinations, sweep
+    from avcl_core.errors import ConfigError
+
+    assert combinations(["seed=3"], ["er"], []) == [["seed=3", "method.name=er"]]
+    with pytest.raises(ConfigError, match="seed= and its option are both given"):
+        sweep("embedded", ["seed=3"], [], [1])
