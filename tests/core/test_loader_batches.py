@@ -10,9 +10,9 @@ from avcl_core.training.inputs import VisualInput
 from avcl_core.training.loader import Loader, Request
 
 
-def loader(workers=0, shuffle=False, kind="tokens"):
+def loader(workers=0, shuffled=None, kind="tokens"):
     task = toy_task(kind, 2)
-    return task, Loader({kind: task}, {"visual": VisualInput(clip().info)}, torch.device("cpu"), workers, shuffle)
+    return task, Loader({kind: task}, {"visual": VisualInput(clip().info)}, torch.device("cpu"), workers, shuffled)
 
 
 def same(one, other):
@@ -74,7 +74,7 @@ def test_stored_tensors_travel_with_the_request():
 
 def test_shuffled_labels_deal_training_and_validation_targets_out_and_leave_tests_alone():
     task, plain = loader(kind="value")
-    _, dealt = loader(kind="value", shuffle=True)
+    _, dealt = loader(kind="value", shuffled=0)
     experience = task.experiences()[0]
     for split, equal in (("train", False), ("val", False), ("test", True)):
         one, other = (
@@ -84,3 +84,10 @@ def test_shuffled_labels_deal_training_and_validation_targets_out_and_leave_test
         assert (one == other) is equal
         batch = dealt.load(Request(experience, split, experience.keys(split)))
         assert np.allclose(batch.targets["value"].numpy(), [other[key] for key in batch.keys])
+
+
+def test_shuffled_labels_depend_on_the_seed():
+    task, _ = loader(kind="value")
+    experience = task.experiences()[0]
+    one, other = (loader(kind="value", shuffled=seed)[1].targets(experience, "train") for seed in (0, 1))
+    assert {k: float(v["value"]) for k, v in one.items()} != {k: float(v["value"]) for k, v in other.items()}
