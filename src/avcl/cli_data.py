@@ -71,9 +71,15 @@ def verify(
     full: Annotated[
         bool, typer.Option("--full/--fast", help="Decode or digest everything; fast: headers and sizes.")
     ] = False,
+    quarantine: Annotated[Path, typer.Option(help="With --task: where to list the problems.")] = Path(
+        "quarantine.jsonl"
+    ),
     workers: Workers = 2,
 ) -> None:
-    """Check data and list every problem; exit code 3 when there is an error."""
+    """Check data and list every problem; exit code 3 when there is an error.
+
+    Problems of a prepared folder are listed in its own quarantine.jsonl; a published data set is never written to.
+    """
     from avcl_core.data.progress import progress_bar
     from avcl_core.data.verify import verify as check
     from avcl_core.data.verify import verify_source
@@ -85,9 +91,7 @@ def verify(
     else:
         layout = load("task", task).layout(folder)
         with progress_bar(f"{task}: verifying") as progress:
-            found = verify_source(
-                layout, level, workers=workers, quarantine=folder / "quarantine.jsonl", progress=progress
-            )
+            found = verify_source(layout, level, workers=workers, quarantine=quarantine, progress=progress)
     _show(found)
     errors = sum(problem.severity == "error" for problem in found)
     print(f"{folder}: {errors} errors, {len(found) - errors} warnings")

@@ -12,8 +12,9 @@ from avcl.cli import main
 
 
 @pytest.fixture
-def avcl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run a command line; return its exit code and what it wrote to standard error."""
+def avcl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Run a command line in a folder of its own; return its exit code, standard error and standard output."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["avcl", *arguments])
@@ -83,9 +84,12 @@ def test_missing_files(avcl, tmp_path: Path) -> None:
 def test_truncated_mp4_is_verified_quarantined_and_refused(avcl, source: Path, tmp_path: Path) -> None:
     video = min((source / "AVE").glob("*.mp4"))
     video.write_bytes(video.read_bytes()[:2000])
-    code, _, out = avcl("data", "verify", str(source), "--task", "ave", "--full")
+    listed = tmp_path / "found.jsonl"
+    code, _, out = avcl("data", "verify", str(source), "--task", "ave", "--full", "--quarantine", str(listed))
     assert code == 3
     assert video.name in out
+    assert video.name in listed.read_text()
+    assert not (source / "quarantine.jsonl").exists()
     root = tmp_path / "root"
     code, _, out = avcl("data", "prepare", "ave", str(source), "--root", str(root), "--size", "64", "--workers", "1")
     assert (code, "1 quarantined" in out) == (0, True)
