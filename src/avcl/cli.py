@@ -83,7 +83,7 @@ def evaluate(
     with console() as shown:
         found = judge(run, tag, shown)
     if found:
-        write_evaluation(run, tag, found, print)
+        write_evaluation(run, tag or "latest", found, print)
 
 
 @app.command()

@@ -45,6 +45,10 @@ def prepare(
     task: Annotated[str, typer.Argument(metavar="TASK")],
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The data set as published.")],
     root: Root,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]", help="Options of reading SOURCE, where the task has some."),
+    ] = None,
     size: Annotated[int, typer.Option(min=8, help="Edge of the frames in pixels: the visual tower's input.")] = 224,
     workers: Workers = 2,
 ) -> None:
@@ -54,9 +58,10 @@ def prepare(
     from avcl_core.plugins import load
     from avcl_core.running.provide import prepared_folder
 
-    layout = load("task", task).layout(source)
+    package = load("task", task)
+    layout = package.layout(source, **_source_options(package, options or []))
     _show(layout.problems)
-    target = prepared_folder(root, task, size)
+    target = prepared_folder(root, package.dataset, size)
     with progress_bar(f"{task}: preparing") as progress:
         made = decode(layout, target, frame_size=size, workers=workers, progress=progress)
     print(f"{target}: {len(made)} clips, {len(made.quarantined)} quarantined, digest {made.digest[:12]}")
@@ -97,6 +102,16 @@ def verify(
     print(f"{folder}: {errors} errors, {len(found) - errors} warnings")
     if errors:
         raise typer.Exit(3)
+
+
+def _source_options(package, given: list[str]) -> dict:
+    from avcl_core.config.load import Source, validate
+
+    from avcl_core.terminal import split_arguments
+
+    _, overrides = split_arguments(given)
+    pairs: dict[str, str] = {key: value for key, _, value in (text.partition("=") for text in overrides)}
+    return dict(validate(package.source, Source(pairs, {}, f"avcl data prepare {package.name}")))
 
 
 def _show(problems) -> None:

@@ -261,8 +261,8 @@ def test_missing_and_old_folders_say_what_to_run(layout, tmp_path):
     prepare(layout, tmp_path / "out", frame_size=8, workers=1)
     manifest = tmp_path / "out/manifest.json"
     text = manifest.read_text()
-    manifest.write_text(text.replace('"version": 1', '"version": 0'))
-    with pytest.raises(DataError, match=r"expected avcl-prepared 1.*data prepare"):
+    manifest.write_text(text.replace('"version": 2', '"version": 1'))
+    with pytest.raises(DataError, match=r"expected avcl-prepared 2.*data prepare"):
         Prepared(tmp_path / "out")
     manifest.write_text(text[:50])
     with pytest.raises(DataError, match="content"):

@@ -1,28 +1,31 @@
-"""The command line of a task package: ``train`` and ``test`` of that task alone."""
+"""The command line of a task package: ``train`` and ``test`` of that task alone, and what a package adds to them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from avcl_core.errors import ConfigError
+from avcl_core.errors import ConfigError, nearest
 from avcl_core.terminal import console, guarded, split_arguments
 
 Arguments = Annotated[
     list[str] | None, typer.Argument(metavar="CONFIG|KEY=VALUE", help="Configuration and dotted overrides.")
 ]
-
-
 TestArguments = Annotated[
-    list[str] | None, typer.Argument(metavar="RUN|KEY=VALUE", help="Run folder; or run=, checkpoint=, runs=.")
+    list[str] | None, typer.Argument(metavar="RUN|KEY=VALUE", help="Run folder; or run=, checkpoint=, runs=, ….")
 ]
+TEST_KEYS = ("run", "checkpoint", "runs", "split", "modalities")
 
 
-def task_app(task: str) -> Callable[[], None]:
-    """Return the entry point of the command ``<task>`` with ``train`` and ``test``."""
+def task_app(task: str, extend: Callable[[typer.Typer], None] = lambda app: None) -> Callable[[], None]:
+    """Return the entry point of the command ``<task>`` with ``train`` and ``test``.
+
+    Args:
+        extend: adds the package's further commands, for example with :func:`training_command`.
+    """
     app = typer.Typer(
         name=task,
         no_args_is_help=True,
@@ -30,35 +33,18 @@ def task_app(task: str) -> Callable[[], None]:
         help=f"Train and test the task {task} alone.",
         rich_markup_mode=None,
     )
-
-    @app.command()
-    def train(arguments: Arguments = None) -> None:
-        """Train on this task; CONFIG is a file or a shipped name (default: embedded). Writes a run folder."""
-        from avcl_core.config.load import read
-        from avcl_core.config.presets import find_config
-        from avcl_core.running.launch import command_line, start
-
-        config, overrides = split_arguments(arguments or [])
-        path = find_config(config or "embedded", f"avcl_{task}")
-        with console() as shown:
-            run = start(read(path, overrides), command_line(), shown)
-        if run is not None:
-            _print_stored(run)
+    training_command(app, "train", task, "embedded", "Train on this task")
 
     @app.command()
     def test(arguments: TestArguments = None) -> None:
         """Evaluate a run, by default the newest finished one.
 
         RUN (or run=RUN) is a run folder, checkpoint=RUN/checkpoints/TAG one of its commits; runs=FOLDER is where to look.
+        split=val judges another split, modalities=visual|audio hides the other input. A package may add further keys.
         """
-        from avcl_core.running.launch import evaluate
-        from avcl_core.running.tested import write_evaluation
+        _test(task, arguments or [])
 
-        run, tag = _tested_run(task, arguments or [])
-        with console() as shown:
-            found = evaluate(run, tag, shown)
-        if found:
-            write_evaluation(run, tag, found, print)
+    extend(app)
 
     def main() -> None:
         guarded(lambda: app(standalone_mode=True))
@@ -66,23 +52,69 @@ def task_app(task: str) -> Callable[[], None]:
     return main
 
 
-def _tested_run(task: str, arguments: list[str]) -> tuple[Path, str | None]:
-    """Return the run folder and the tag that the arguments of ``test`` name."""
-    from avcl_core.running.tested import newest_run
+def training_command(app: typer.Typer, name: str, task: str, config: str, summary: str) -> None:
+    """Add a command that trains, with ``config`` of the package ``avcl_<task>`` as its default configuration."""
 
+    def train(arguments: Arguments = None) -> None:
+        from avcl_core.config.load import read
+        from avcl_core.config.presets import find_config
+        from avcl_core.running.launch import command_line, start
+
+        given, overrides = split_arguments(arguments or [])
+        path = find_config(given or config, f"avcl_{task}")
+        with console() as shown:
+            run = start(read(path, overrides), command_line(), shown)
+        if run is not None:
+            print((run / "results" / "table.md").read_text(encoding="utf-8"))
+
+    text = f"{summary}; CONFIG is a file or a shipped name (default: {config}). Writes a run folder."
+    app.command(name=name, help=text)(train)
+
+
+def _test(task: str, arguments: list[str]) -> None:
+    """Evaluate the run that the arguments name, and write what they ask for."""
+    from avcl_core.config.run import modality_names
+    from avcl_core.plugins import load
+    from avcl_core.running.launch import evaluate
+    from avcl_core.running.tested import newest_run, write_evaluation
+
+    exports = load("task", task).exports
     run, overrides = split_arguments(arguments)
     given = dict(text.split("=", 1) for text in overrides) | ({"run": run} if run else {})
-    unknown = sorted(given.keys() - {"run", "checkpoint", "runs"})
-    if unknown:
-        raise ConfigError(f"test {unknown[0]}=…: expected run=, checkpoint= or runs=")
-    if "checkpoint" in given:
-        folder = Path(given["checkpoint"])
-        if folder.parent.name != "checkpoints":
-            raise ConfigError(f"checkpoint={folder}: expected RUN/checkpoints/TAG")
-        return folder.parents[1], folder.name
-    return (Path(given["run"]) if "run" in given else newest_run(Path(given.get("runs", "runs")), task)), None
+    known = (*TEST_KEYS, *exports)
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"test {key}=…: is unknown{nearest(key, known)}; expected {'=, '.join(known)}=")
+    split = _choice(given, "split", ("train", "val", "test"))
+    modalities = modality_names(given["modalities"]) if "modalities" in given else None
+    for modality in modalities or ():
+        _choice({"modalities": modality}, "modalities", ("visual", "audio"))
+    wanted = [name for name in exports if _choice(given, name, ("true", "false")) == "true"]
+    folder, tag = _commit(given, lambda: newest_run(Path(given.get("runs", "runs")), task))
+    with console() as shown:
+        found = evaluate(folder, tag, shown, split, modalities)
+    if not found:
+        return
+    parts = [tag or "latest", split, modalities and "-".join(modalities)]
+    written = write_evaluation(folder, "-".join(part for part in parts if part), found, print)
+    for name in wanted:
+        for tested in found.values():
+            exports[name](written, tested.task, tested.evaluation)
 
 
-def _print_stored(run: Path) -> None:
-    """Print the result blocks that a finished run stored."""
-    print((run / "results" / "table.md").read_text(encoding="utf-8"))
+def _commit(given: dict[str, str], newest: Callable[[], Path]) -> tuple[Path, str | None]:
+    """Return the run folder and the tag that the arguments of ``test`` name."""
+    if "checkpoint" not in given:
+        return (Path(given["run"]) if "run" in given else newest()), None
+    folder = Path(given["checkpoint"])
+    if folder.parent.name != "checkpoints":
+        raise ConfigError(f"checkpoint={folder}: expected RUN/checkpoints/TAG")
+    return folder.parents[1], folder.name
+
+
+def _choice(given: dict[str, Any], key: str, values: tuple[str, ...]) -> str | None:
+    """Return the value of a key, one of ``values``, or nothing."""
+    value = given.get(key)
+    if value is not None and value not in values:
+        raise ConfigError(f"test {key}={value}: expected one of {', '.join(values)}{nearest(str(value), values)}")
+    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -15,10 +15,12 @@ class Features:
     Attributes:
         final: tower → tokens after the final norm ``[b, T, N, C]``.
         stages: tower → the map of every stage before down-sampling, each ``[b, T, N_s, C_s]``.
+        plain: input → final tokens of the plain tower ``[b, T, N, C]``, for inputs that ``Task.plain`` names.
     """
 
     final: Mapping[str, Tensor]
     stages: Mapping[str, tuple[Tensor, ...]]
+    plain: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avcl_core.config.options import Options
 from avcl_core.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from avcl_core.data.layout import Layout
     from avcl_core.data.pool import Progress
     from avcl_core.data.prepared import Prepared
+    from avcl_core.evaluation.evaluator import Evaluation
     from avcl_core.task import Task
     from avcl_core.world.bank import SourceBank
     from avcl_core.world.writer import WorldSize
@@ -44,9 +46,12 @@ class TaskPackage:
         title: one line for listings and reports.
         options: pydantic model of ``tasks.<name>`` in a configuration.
         build: ``(options, prepared, protocol) -> Task``.
-        layout: reads the published on-disk layout below a folder; its ``problems`` name every malformed record.
+        layout: ``(folder, **source options)``: reads the published on-disk layout; its ``problems`` name every malformed record.
         compose: writes a generated world in the published layout: ``(bank, size, seed, out, workers, progress)``.
         world_size: number of clips per split of the embedded world.
+        data: name of the data set, where two tasks share one; by default the task's name.
+        exports: what ``<task> test NAME=true`` writes beside the predictions: ``(folder, task, evaluation)``.
+        source: options of reading the published layout (``avcl data prepare TASK SOURCE key=value``).
     """
 
     name: str
@@ -56,6 +61,14 @@ class TaskPackage:
     layout: Callable[[Path], Layout]
     compose: Callable[[SourceBank, WorldSize, int, Path, int, Progress | None], None]
     world_size: WorldSize
+    data: str = ""
+    source: type[BaseModel] = Options
+    exports: Mapping[str, Callable[[Path, Task, Evaluation], None]] = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set that the task reads: the folder of its prepared form."""
+        return self.data or self.name
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from avcl_core.batch import Outputs
+from avcl_core.evaluation.examples import Example
 from avcl_core.features import FeatureSpec
 from avcl_core.stream import Experience
 
@@ -23,8 +24,9 @@ Prediction = dict[str, np.ndarray]
 class Dataset(Protocol):
     """Samples of one split by key. Everything is a pure function of the key (and of ``rng`` for augmentation)."""
 
-    augments: bool
-    """Whether :meth:`inputs` uses ``rng``; if not, front-end outputs may be cached by content digest."""
+    drawn: frozenset[str]
+    """Names of the inputs that are drawn with ``rng``; the others are cached by content digest. Without ``rng`` (evaluation,
+    hooks) drawn inputs are plain or left out."""
 
     def inputs(self, key: str, rng: np.random.Generator | None) -> Mapping[str, np.ndarray]:
         """Return raw inputs: ``visual`` uint8 ``[T, H, W, 3]``, ``audio`` float32 ``[T, rate]``, and task inputs."""
@@ -58,6 +60,8 @@ class Task(ABC):
     """Modalities that the inputs carry."""
     audio_rate: ClassVar[int] = 32_000
     """Sample rate in Hz of the ``audio`` input."""
+    plain: ClassVar[Mapping[str, str]] = {}
+    """Input → tower whose plain tokens (no site module, no gradient) the head finds in ``Features.plain``, where the batch has it."""
     labels: tuple[str, ...] = ()
     """Names of the labels in index order, where the task has labels."""
     splits_note: str = ""
@@ -106,6 +110,15 @@ class Task(ABC):
     def table(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         """Return the result block as (label, formatted value) rows in the order that the task's community prints."""
         return [(name, f"{value:.2f}") for name, value in metrics.items()]
+
+    def examples(
+        self,
+        predictions: Mapping[str, Prediction],
+        targets: Mapping[str, Prediction],
+        dataset: Dataset,
+    ) -> Sequence[Example]:
+        """Return what a report shows of these few samples (:mod:`avcl_core.evaluation.examples`); nothing by default."""
+        return ()
 
     def pack(self, prediction: Prediction) -> dict[str, Any]:
         """Return a JSON-storable form of one prediction; dense masks override this."""

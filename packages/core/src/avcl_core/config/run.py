@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from avcl_core.config.load import Source, validate
 from avcl_core.config.options import Options
@@ -105,6 +113,9 @@ _TOWERS: dict[Literal["visual", "audio"], TowerOptions] = {
 }
 
 
+Modality = Literal["visual", "audio"]
+
+
 class FabricOptions(Options):
     """Where the run computes, as Lightning Fabric takes it."""
 
@@ -120,6 +131,8 @@ class RunOptions(Options):
         tasks: task name → options of its package.
         towers: modality → tower.
         model, method: ``name`` of the plug-in, and its own options.
+        modalities: what the run sees; in place of another one the model puts its stand-in (silence, the mean image). A control.
+        init: task → another run (or one of its checkpoints) whose head its head starts from.
         seed: coordinate of every draw.
         workers: loader processes; results do not depend on it.
         threads: CPU threads per process; ``null`` for torch's choice. Bits depend on it.
@@ -134,10 +147,17 @@ class RunOptions(Options):
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "er"})
     training: TrainingOptions = TrainingOptions()
     fabric: FabricOptions = FabricOptions()
+    modalities: tuple[Modality, ...] = ("visual", "audio")
+    init: dict[str, Path] = Field(default_factory=dict)
     seed: NonNegativeInt = 0
     workers: NonNegativeInt = 0
     threads: PositiveInt | None = None
     runs: Path = Path("runs")
+
+    @field_validator("modalities", mode="before")
+    @classmethod
+    def _modalities(cls, value: Any) -> Any:
+        return modality_names(value)
 
     @property
     def digest(self) -> str:
@@ -151,6 +171,12 @@ class RunOptions(Options):
         record = self.model_dump(mode="json", exclude=places)
         del record["training"]["checkpoint_every"]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def modality_names(value: Any) -> Any:
+    """Return a list of modalities from one name or several joined by commas; ``vision`` is another word for ``visual``."""
+    names = [name for name in value.split(",") if name] if isinstance(value, str) else value
+    return [("visual" if name == "vision" else name) for name in names] if isinstance(names, (list, tuple)) else names
 
 
 class Parts(Options):
@@ -172,6 +198,9 @@ def load_run(source: Source) -> tuple[RunOptions, Parts]:
     unused = sorted(options.tasks.keys() - tasks.keys())
     if unused:
         raise ConfigError(f"{source.place(('tasks', unused[0]))}: tasks.{unused[0]}: not in stream.tasks {list(tasks)}")
+    unused = sorted(options.init.keys() - tasks.keys())
+    if unused:
+        raise ConfigError(f"{source.place(('init', unused[0]))}: init.{unused[0]}: not in stream.tasks {list(tasks)}")
     return options, Parts(
         tasks={
             name: validate(package.options, source, options.tasks.get(name, {}), ("tasks", name))
@@ -205,4 +234,5 @@ def paths_below(options: RunOptions, folder: Path) -> RunOptions:
         )
     data = options.data.model_copy(update={"root": folder / options.data.root, "world": world})
     towers = {n: t.model_copy(update={"checkpoint": absolute(t.checkpoint)}) for n, t in options.towers.items()}
-    return options.model_copy(update={"data": data, "towers": towers})
+    init = {name: folder / path for name, path in options.init.items()}
+    return options.model_copy(update={"data": data, "towers": towers, "init": init})

@@ -1,7 +1,7 @@
 """Everything between files on disk and arrays: media, the prepared form, verification, caches."""
 
 from avcl_core.data.frontcache import FrontendCache
-from avcl_core.data.layout import ClipSource, Layout
+from avcl_core.data.layout import ClipSource, Extra, Layout
 from avcl_core.data.pool import Progress
 from avcl_core.data.prepare import prepare
 from avcl_core.data.prepared import Prepared
@@ -11,6 +11,7 @@ from avcl_core.data.verify import verify, verify_source
 
 __all__ = [
     "ClipSource",
+    "Extra",
     "FrontendCache",
     "Layout",
     "MediaError",

@@ -10,7 +10,7 @@ from avcl_core.data.frames import list_frames, read_frames, read_image
 from avcl_core.data.layout import ClipSource
 from avcl_core.data.mp4 import probe
 from avcl_core.data.problems import MediaError, Problem, broken
-from avcl_core.data.waves import check_npy, fit, is_silent, probe_sound, read_sound, read_wave
+from avcl_core.data.waves import check_npy, choose_seconds, is_silent, probe_sound, read_sound, read_wave
 
 
 def read_clip(
@@ -37,6 +37,18 @@ def read_clip(
     return frames, wave, problems
 
 
+def read_extras(clip: ClipSource) -> tuple[dict[str, np.ndarray], list[Problem]]:
+    """Further arrays of a clip by name, with the problems of those that cannot be read."""
+    arrays: dict[str, np.ndarray] = {}
+    problems: list[Problem] = []
+    for extra in clip.extras:
+        try:
+            arrays[extra.name] = extra.read(extra.paths)
+        except MediaError as error:
+            problems.append(_of(clip, error.problem))
+    return arrays, problems
+
+
 def open_clip(clip: ClipSource, *, rate: int, picture: bool = True, sound: bool = True) -> list[Problem]:
     """Problems that show without decoding: missing files, gaps in numbering, headers that do not open, wrong array shapes."""
     problems: list[Problem] = []
@@ -54,6 +66,11 @@ def open_clip(clip: ClipSource, *, rate: int, picture: bool = True, sound: bool 
                 read_image(files[0])
     except MediaError as error:
         problems.append(_of(clip, error.problem))
+    for extra in clip.extras:
+        for path in extra.paths:
+            if not path.is_file():
+                error = broken(path, extra.name, "no such file", "a file for every clip", "add it or remove the clip")
+                problems.append(_of(clip, error.problem))
     try:
         if sound:
             path = _place(clip, clip.sound, "sound")
@@ -87,7 +104,7 @@ def _read_clip_wave(clip: ClipSource, path: Path, rate: int) -> tuple[np.ndarray
         wave = read_wave(path, rate=rate, samples=samples)
     else:
         whole = read_sound(path, rate)
-        wave = fit(whole, samples)
+        wave = choose_seconds(whole, clip.sound_rule, clip.seconds, rate)
         if len(whole) < samples - rate // 2:
             found, expected = f"{len(whole) / rate:.2f} s", f"{clip.seconds} s"
             problems.append(

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from avcl_core.data.frames import FrameRule
 from avcl_core.data.problems import Problem, Severity
+from avcl_core.data.waves import SoundRule
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A further array of a clip beside frames and sound: masks, features.
+
+    Attributes:
+        name: the same for every clip of a layout, and with it shape and type of the array.
+        paths: the files it is read from; a preparation notices when one of them changes.
+        read: ``paths -> array``, a function of a module (it travels to worker processes); MediaError for a broken file.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    read: Callable[[tuple[Path, ...]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -16,7 +34,8 @@ class ClipSource:
 
     Frames come from ``frames`` (a folder of numbered images) where given, else from ``video``; the sound from ``wave`` (.npy or
     .wav) where given, else from ``video``. ``frame_rule`` says which frame stands for each of ``seconds`` seconds: ``evenly``
-    spaced over the clip or the ``middle`` of each second.
+    spaced over the clip or the ``middle`` of each second; ``sound_rule`` which seconds of a longer sound are taken: the first
+    ones (``start``) or ``evenly`` spaced ones that lie where the frames do.
     """
 
     id: str
@@ -25,6 +44,8 @@ class ClipSource:
     wave: Path | None = None
     frame_rule: FrameRule = "evenly"
     seconds: int = 10
+    sound_rule: SoundRule = "start"
+    extras: tuple[Extra, ...] = ()
 
     @property
     def picture(self) -> Path | None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from avcl_core.data.atomic import digest_of, sha256_of, write_chunks, write_json
-from avcl_core.data.clips import read_clip
+from avcl_core.data.clips import read_clip, read_extras
 from avcl_core.data.layout import ClipSource, Layout
 from avcl_core.data.pool import Progress, run_jobs
 from avcl_core.data.prepared import FORMAT, INDEX, MANIFEST, SETTINGS, VERSION, Prepared
@@ -99,7 +99,18 @@ def _settings(layout: Layout, frame_size: int, rate: int) -> dict[str, Any]:
         "shard": SHARD,
         "picture": any(clip.picture is not None for clip in layout.clips),
         "sound": any(clip.sound is not None for clip in layout.clips),
+        "extras": _extras(layout),
     }
+
+
+def _extras(layout: Layout) -> list[str]:
+    """Names of the further arrays, which are the same for all clips of a layout."""
+    kinds = {tuple(extra.name for extra in clip.extras) for clip in layout.clips}
+    if len(kinds) > 1:
+        raise DataError(
+            f"{layout.name}: extra arrays: found clips with {sorted(kinds)}; expected the same for every clip"
+        )
+    return list(kinds.pop())
 
 
 def _repeats(ids: Sequence[str]) -> set[str]:
@@ -132,7 +143,19 @@ def _is_staged(path: Path) -> bool:
 
 def _sources(clips: Sequence[ClipSource]) -> str:
     """Digest of what a shard is made from: ids, rules, and name, size and time of every media file."""
-    return digest_of([[clip.id, clip.frame_rule, _stamp(clip.picture), _stamp(clip.sound)] for clip in clips])
+    return digest_of(
+        [
+            [
+                clip.id,
+                clip.frame_rule,
+                clip.sound_rule,
+                _stamp(clip.picture),
+                _stamp(clip.sound),
+                [[extra.name, *map(_stamp, extra.paths)] for extra in clip.extras],
+            ]
+            for clip in clips
+        ]
+    )
 
 
 def _stamp(path: Path | None) -> list[Any] | None:
@@ -164,7 +187,8 @@ def _is_kept(job: _Job) -> bool:
 
 def _make_shard(job: _Job) -> None:
     """Read the clips of a shard and write its arrays, then its record: the record makes it count."""
-    frames, waves, rows = [], [], []
+    rows: list[list[str]] = []
+    arrays: dict[str, list[np.ndarray]] = {}
     left_out: list[str] = []
     problems: list[Problem] = []
     picture, sound = job.settings["picture"], job.settings["sound"]
@@ -172,20 +196,25 @@ def _make_shard(job: _Job) -> None:
         shots, wave, found = read_clip(
             clip, frame_size=job.settings["frame_size"], rate=job.settings["rate"], picture=picture, sound=sound
         )
-        problems += found
-        if (picture and shots is None) or (sound and wave is None):
+        extras, lacking = read_extras(clip)
+        problems += [*found, *lacking]
+        if (picture and shots is None) or (sound and wave is None) or lacking:
             left_out.append(clip.id)
             continue
-        rows.append([clip.id, sample_digest(shots, wave)])
-        if shots is not None:
-            frames.append(shots)
-        if wave is not None:
-            waves.append(wave)
+        rows.append([clip.id, sample_digest(shots, wave, *extras.values())])
+        media = {"frames": shots, "waves": wave, **{f"extras/{name}": array for name, array in extras.items()}}
+        for kind, array in media.items():
+            if array is not None:
+                arrays.setdefault(kind, []).append(array)
     files = {}
-    for kind, arrays in (("frames", frames), ("waves", waves)):
-        if arrays:
-            name = f"{kind}/{job.number:05d}.npy"
-            files[name] = write_chunks(job.out / name, _npy(arrays))
+    for kind, stack in arrays.items():
+        shapes = {(array.shape, array.dtype.str) for array in stack}
+        if len(shapes) > 1:
+            raise DataError(
+                f"{job.settings['layout']}: {kind}: found arrays of {sorted(shapes)}; expected one shape and type"
+            )
+        name = f"{kind}/{job.number:05d}.npy"
+        files[name] = write_chunks(job.out / name, _npy(stack))
     record = {
         "settings": digest_of(job.settings),
         "sources": job.sources,
@@ -210,10 +239,10 @@ def _npy(arrays: list[np.ndarray]):
         yield np.ascontiguousarray(array).data.cast("B")
 
 
-def sample_digest(frames: np.ndarray | None, wave: np.ndarray | None) -> str:
-    """sha256 over shape, type and bytes of a clip's frames and wave: the identity of a sample for caches and checks."""
+def sample_digest(*arrays: np.ndarray | None) -> str:
+    """sha256 over shape, type and bytes of a clip's frames, wave and further arrays: its identity for caches and checks."""
     digest = hashlib.sha256()
-    for array in (frames, wave):
+    for array in arrays:
         if array is not None:
             flat = np.ascontiguousarray(array)
             digest.update(f"{flat.shape}{flat.dtype.str}".encode())
@@ -247,9 +276,9 @@ def _finish(layout: Layout, out: Path, settings: dict[str, Any], jobs: Sequence[
     files[INDEX] = write_json(out / INDEX, index)
     files[SETTINGS] = ((out / SETTINGS).stat().st_size, sha256_of(out / SETTINGS))
     wanted = {out / name for name in files} | {job.record for job in jobs}
-    for folder in ("frames", "waves", "shards", "annotations"):
-        for path in (out / folder).glob("*"):
-            if path not in wanted:
+    for folder in ("frames", "waves", "extras", "shards", "annotations"):
+        for path in (out / folder).rglob("*"):
+            if path.is_file() and path not in wanted:
                 path.unlink()
     for path in out.iterdir():
         if _is_staged(path):

@@ -13,7 +13,7 @@ from avcl_core.data.problems import QUARANTINE, MediaError, Problem, read_proble
 from avcl_core.errors import DataError, nearest
 
 FORMAT = "avcl-prepared"
-VERSION = 1
+VERSION = 2
 SETTINGS, INDEX, MANIFEST = "settings.json", "index.json", "manifest.json"
 
 
@@ -34,6 +34,8 @@ class Prepared:
         self.seconds: int = manifest["seconds"]
         self.frame_size: int = manifest["frame_size"]
         self.rate: int = manifest["rate"]
+        self.extras: tuple[str, ...] = tuple(manifest["extras"])
+        """Names of the further arrays that every clip has."""
         for problem in check_files(self.folder, manifest):
             raise MediaError(problem)
         index = _read_index(self.folder, manifest)
@@ -79,8 +81,14 @@ class Prepared:
         """Sound of a clip by seconds, float32 [T, rate]. MediaError (a DataError) for a quarantined or unknown clip."""
         return np.array(self._array("waves", id)).reshape(self.seconds, self.rate)
 
+    def extra(self, name: str, id: str) -> np.ndarray:
+        """A further array of a clip. MediaError (a DataError) for a quarantined or unknown clip, DataError for an unknown name."""
+        if name not in self.extras:
+            raise DataError(f"{self.folder}: extra array {name!r} is unknown{nearest(name, self.extras)}")
+        return np.array(self._array(f"extras/{name}", id))
+
     def sample_digest(self, id: str) -> str:
-        """sha256 of the clip's frames and wave: part of the key of every cache."""
+        """sha256 of the clip's frames, wave and further arrays: part of the key of every cache."""
         return self._row(id)[2]
 
     def annotation(self, name: str) -> Path:
@@ -102,7 +110,7 @@ class Prepared:
     def _array(self, kind: str, id: str) -> np.ndarray:
         shard, row, _ = self._row(id)
         if (kind, shard) not in self._maps:
-            if not self.manifest["picture" if kind == "frames" else "sound"]:
+            if not self.manifest.get({"frames": "picture", "waves": "sound"}.get(kind, "extras")):
                 raise DataError(f"{self.folder}: {kind}: found none; the layout {self.layout} has no such media")
             self._maps[kind, shard] = np.load(
                 self.folder / kind / f"{shard:05d}.npy", mmap_mode="r", allow_pickle=False

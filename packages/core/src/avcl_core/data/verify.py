@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from avcl_core.data.atomic import sha256_of
-from avcl_core.data.clips import open_clip, read_clip
+from avcl_core.data.clips import open_clip, read_clip, read_extras
 from avcl_core.data.layout import ClipSource, Layout
 from avcl_core.data.pool import Progress, run_jobs
 from avcl_core.data.prepare import sample_digest
@@ -37,7 +37,7 @@ def verify(folder: Path, level: Level = "fast") -> list[Problem]:
                     str(folder / name), "", "sha256", "another content", expected[:16], "run `avcl data prepare` again"
                 )
             )
-        if any(name.startswith(("frames/", "waves/")) for name in wrong):
+        if any(name.endswith(".npy") for name in wrong):
             problems += _changed_clips(folder)
     if problems:
         write_problems(folder / QUARANTINE, [*read_problems(folder / QUARANTINE), *problems])
@@ -51,8 +51,9 @@ def _changed_clips(folder: Path) -> list[Problem]:
             continue
         frames = data.frames(id) if data.manifest["picture"] else None
         wave = data.wave(id).reshape(-1) if data.manifest["sound"] else None
-        if sample_digest(frames, wave) != data.sample_digest(id):
-            where = str(folder / "frames or waves")
+        extras = [data.extra(name, id) for name in data.extras]
+        if sample_digest(frames, wave, *extras) != data.sample_digest(id):
+            where = str(folder / "frames, waves or extras")
             problems.append(
                 Problem(
                     where, id, "sha256", "another content", data.sample_digest(id)[:16], "run `avcl data prepare` again"
@@ -95,7 +96,8 @@ def verify_source(
 def _look(clip: ClipSource, *, level: Level, rate: int, picture: bool, sound: bool) -> list[Problem]:
     if level == "fast":
         return open_clip(clip, rate=rate, picture=picture, sound=sound)
-    return read_clip(clip, frame_size=None, rate=rate, picture=picture, sound=sound)[2]
+    media = read_clip(clip, frame_size=None, rate=rate, picture=picture, sound=sound)[2]
+    return [*media, *read_extras(clip)[1]]
 
 
 def _annotation_files(layout: Layout) -> list[Problem]:

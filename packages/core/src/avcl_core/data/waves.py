@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from avcl_core.data.frames import evenly
 from avcl_core.data.mp4 import check_complete
 from avcl_core.data.problems import broken
 
 _REPLACE = "replace the file or remove its clip"
 _SOUND_FILES = (".wav", ".flac", ".ogg")
+SoundRule = Literal["start", "evenly"]
 
 
 def resample(wave: np.ndarray, source: int, target: int) -> np.ndarray:
@@ -47,6 +50,19 @@ def fit(wave: np.ndarray, samples: int) -> np.ndarray:
     fitted = np.zeros(samples, dtype=np.float32)
     fitted[: min(samples, len(wave))] = wave[:samples]
     return fitted
+
+
+def choose_seconds(wave: np.ndarray, rule: SoundRule, seconds: int, rate: int) -> np.ndarray:
+    """Seconds of a sound float32 [n], joined to float32 [seconds * rate]: the first ones, or ``evenly`` spaced ones.
+
+    Evenly: of a sound of m whole seconds the second [k-1, k) for every k of linspace(1, m, seconds), which is where evenly spaced
+    frames lie (tasks.md 4.1). What a shorter sound lacks at its end is zero.
+    """
+    whole = len(wave) // rate
+    if rule == "start" or whole <= seconds:
+        return fit(wave, seconds * rate)
+    first = evenly(whole, seconds) - 1
+    return np.concatenate([wave[second * rate : (second + 1) * rate] for second in first])
 
 
 def read_sound(path: Path, rate: int) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from avcl_core.collective import Collective
+from avcl_core.evaluation.examples import COUNT, Example
 from avcl_core.methods.base import Method
 from avcl_core.seeding import ordered
 from avcl_core.stream import Experience
@@ -17,11 +18,12 @@ from avcl_core.training.loader import Loader
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one split, with the predictions that they were computed from."""
+    """Metrics of one split, with the predictions that they were computed from and some samples to look at."""
 
     metrics: Mapping[str, float]
     controls: Mapping[str, Mapping[str, float]]
     predictions: Mapping[str, Prediction]
+    examples: Sequence[Example] = ()
 
 
 class Evaluator:
@@ -61,7 +63,11 @@ class Evaluator:
         targets = self.loader.targets(experience, split)
         controls = task.controls(self.loader.targets(experience, "train"), targets)
         controls["shuffled predictions"] = task.score(_dealt(predictions), targets)
-        return Evaluation(task.score(predictions, targets), controls, predictions)
+        shown = ordered(predictions, "examples")[:COUNT]
+        examples = task.examples(
+            {key: predictions[key] for key in shown}, {key: targets[key] for key in shown}, task.dataset(split)
+        )
+        return Evaluation(task.score(predictions, targets), controls, predictions, examples)
 
     def skill(self, task: Task, experience: Experience, metrics: Mapping[str, float]) -> float:
         """Return the primary metric as a skill score: 0 for the best trivial predictor of the selection split, 1 if perfect.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from avcl_core.batch import Batch, Outputs
@@ -186,23 +187,28 @@ class Model(nn.Module):
             if frames not in (None, value.shape[1]):
                 raise ConfigError(f"task {batch.task}: input {name} has {value.shape[1]} frames, the others {frames}")
             frames = value.shape[1]
+            if name in batch.present:
+                value = self.absent(tower, value, batch.present[name])
             tokens[name], aux[name] = tower.embed(value.flatten(0, 1))
-            if name in batch.present and not bool(batch.present[name].all()):
-                tokens[name] = self.absent(name, tokens[name], batch.present[name].repeat_interleave(frames), batch)
         return tokens, aux, frames or 1
 
-    def absent(self, tower: str, tokens: Tensor, present: Tensor, batch: Batch) -> Tensor:
-        """Return tokens in which rows of a missing modality are replaced by the model's stand-in.
+    def absent(self, tower: Tower, value: Tensor, present: Tensor) -> Tensor:
+        """Return a tower's input in which samples of a missing modality are replaced by the model's stand-in.
+
+        By default the front end's features of silence, or the mean image (zeros after normalisation).
 
         Args:
-            tower: the modality that some rows lack.
-            tokens: ``[B, N, C]``.
-            present: bool ``[B]``.
+            value: front-end features ``[b, T, …]``.
+            present: bool ``[b]``.
         """
-        raise ConfigError(
-            f"{type(self).__name__} has no stand-in for a missing {tower} input of task {batch.task}; "
-            "choose a model that supports missing modalities"
-        )
+        if bool(present.all()):
+            return value
+        blank = torch.zeros_like(value[0, 0])
+        if tower.info.sample_rate is not None:
+            silence = tower.frontend(torch.zeros(1, tower.info.sample_rate, device=value.device))
+            # Silence sounds the same at all times: one frame of it stands for any length.
+            blank = silence[0, :, :1].to(value.dtype).expand_as(blank)
+        return torch.where(present.view(-1, *[1] * (value.ndim - 1)), value, blank)
 
     def prepare(self, batch: Batch, ctx: Ctx) -> None:
         """Hook after embedding and before the first step: generated prompts go into ``ctx.memo``.
@@ -223,7 +229,22 @@ class Model(nn.Module):
             found = walk.walk({n: tokens[n] for n in names}, {n: aux[n] for n in names}, self.sites, inner)
             final.update({n: _clips(value, frames) for n, value in found.final.items()})
             stages.update({n: tuple(_clips(v, frames) for v in values) for n, values in found.stages.items()})
-        return Features(final, stages)
+        return Features(final, stages, self._plain(batch))
+
+    def _plain(self, batch: Batch) -> dict[str, Tensor]:
+        """Return input → final tokens of the plain tower ``[b, T, N, C]`` for the inputs that the task wants so."""
+        found = {}
+        towers = dict(self._towers())
+        for name, modality in self.tasks[batch.task].plain.items():
+            if modality in towers and name in batch.inputs:
+                tower = towers[modality]
+                value = batch.inputs[name]
+                with torch.no_grad():
+                    walk = DualStream.solo(modality, tower)
+                    tokens, aux = tower.embed(value.flatten(0, 1))
+                    features = walk.walk({modality: tokens}, {modality: aux}, {}, Ctx())
+                found[name] = _clips(features.final[modality], value.shape[1])
+        return found
 
     def read(self, features: Features, batch: Batch, ctx: Ctx) -> Outputs:
         """Return the outputs of the batch's head; separately callable, so that stored features can enter here."""

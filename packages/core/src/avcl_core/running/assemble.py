@@ -17,6 +17,7 @@ from avcl_core.data.prepared import Prepared
 from avcl_core.errors import ConfigError, DataError, IntegrityError
 from avcl_core.methods.base import Method
 from avcl_core.running.folder import RunFolder
+from avcl_core.running.initial import HeadStart
 from avcl_core.running.lock import in_turn
 from avcl_core.running.provide import Bar, provide, silent
 from avcl_core.seeding import seed_step
@@ -76,6 +77,7 @@ class Assembly:
             collective,
             self.fabric.autocast,
             progress,
+            HeadStart(self.options.init, self.stream),
         )
 
 
@@ -124,9 +126,8 @@ def assemble(
         raise ConfigError(f"stream.tasks: {list(tasks)} deliver audio at different rates {sorted(rates)}")
     tiles = {name: tower.tile for name, tower in options.towers.items()}
     inputs = make_inputs(towers, tiles, rates.pop() if rates else 0, options.data.root / "cache")
-    loader = Loader(
-        tasks, inputs, fabric.device, options.workers, options.seed if options.stream.shuffle_labels else None
-    )
+    shuffled = options.seed if options.stream.shuffle_labels else None
+    loader = Loader(tasks, inputs, fabric.device, options.workers, shuffled, options.modalities)
     model_class = plugins.load("model", options.model["name"])
     method_class = plugins.load("method", options.method["name"])
     model_class.requires.check(options.model["name"], towers, tasks, stream)
@@ -219,6 +220,9 @@ def describe(assembly: Assembly) -> list[tuple[str, str]]:
     for experience in stream.experiences:
         sizes = " / ".join(str(len(experience.keys(split))) for split in ("train", "val", "test"))
         rows.append((experience.name, f"{sizes} samples (train / val / test)"))
+    if set(assembly.towers) - set(assembly.options.modalities):
+        rows.append(("modalities", ", ".join(assembly.options.modalities) or "none"))
+    rows += [("head starts from", f"{task}: {path}") for task, path in assembly.options.init.items()]
     rows += [("skipped", f"{entry['task']} {entry['split']} {entry['key']}") for entry in assembly.skipped]
     return rows
 

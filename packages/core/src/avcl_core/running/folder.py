@@ -13,6 +13,7 @@ from typing import Any
 
 from avcl_core.errors import IntegrityError
 from avcl_core.evaluation.evaluator import Evaluation
+from avcl_core.evaluation.examples import write_examples
 from avcl_core.evaluation.matrix import encode_number
 from avcl_core.training.checkpoint import CheckpointStore, replace_text, sync
 
@@ -78,7 +79,10 @@ class RunFolder:
         self._append("metrics.jsonl", record)
 
     def result(self, record: Mapping[str, Any], evaluation: Evaluation, pack: Callable[[Any], Any]) -> None:
-        """Append to ``results.jsonl`` and write ``predictions/<row>/<test>.jsonl.gz``, one record per sample key."""
+        """Append to ``results.jsonl``; write ``predictions/<row>/<test>.jsonl.gz``, one record per sample key, and examples.
+
+        ``results/examples/<test>.jsonl`` is that of the last row.
+        """
         target = self.path / "predictions" / _safe(record["row"]) / f"{_safe(record['test'])}.jsonl.gz"
         target.parent.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps({"key": key, **pack(value)}) for key, value in evaluation.predictions.items())
@@ -88,6 +92,7 @@ class RunFolder:
                 packed.write(f"{line}\n".encode())
         sync(staged)
         staged.replace(target)
+        write_examples(self.path / "results" / "examples" / f"{_safe(record['test'])}.jsonl", evaluation.examples)
         self._append("results.jsonl", record)
 
     def event(self, kind: str, **details: Any) -> None:

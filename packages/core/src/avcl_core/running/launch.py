@@ -108,8 +108,18 @@ def resume(path: Path, overrides: Sequence[str], console: Console) -> Path | Non
         return _drive(assembly, folder, collective, console, preemption, resume=begun)
 
 
-def evaluate(path: Path, tag: str | None, console: Console) -> dict[str, Tested]:
+def evaluate(
+    path: Path,
+    tag: str | None,
+    console: Console,
+    split: str | None = None,
+    modalities: Sequence[str] | None = None,
+) -> dict[str, Tested]:
     """Evaluate a commit of a run (the latest by default) on the test sets of its session, without changing the run.
+
+    Args:
+        split: another split than that of the test sets.
+        modalities: what prediction sees, if not what the run saw.
 
     Returns:
         test set → what was found; nothing on ranks other than the first.
@@ -120,12 +130,15 @@ def evaluate(path: Path, tag: str | None, console: Console) -> dict[str, Tested]
     trainer.restore(tag)
     session = trainer.last_session()
     stored = RunRecord.load(path).matrix
+    if modalities is not None:
+        assembly.loader.modalities = tuple(modalities)
+    same = split is None and modalities is None
     found = {}
     for test in session.tests:
         experience = assembly.stream.experience(test.experience)
         task = assembly.tasks[experience.task]
-        evaluation = trainer.evaluator.evaluate(trainer.method, task, experience, test.split)
-        found[test.name] = Tested(task, evaluation, stored.cell(session.row, test.name))
+        evaluation = trainer.evaluator.evaluate(trainer.method, task, experience, split or test.split)
+        found[test.name] = Tested(task, evaluation, stored.cell(session.row, test.name) if same else None)
     return found if collective.rank == 0 else {}
 
 

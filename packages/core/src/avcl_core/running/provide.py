@@ -52,9 +52,9 @@ def scaled(size: WorldSize, scale: float) -> WorldSize:
     return replace(size, **{split: math.ceil(count * scale) for split, count in size.items()})
 
 
-def prepared_folder(root: Path, task: str, frame_size: int) -> Path:
-    """Return where the prepared form of a task lives below a data root."""
-    return root / "prepared" / f"{task}-{frame_size}"
+def prepared_folder(root: Path, dataset: str, frame_size: int) -> Path:
+    """Return where the prepared form of a data set lives below a data root."""
+    return root / "prepared" / f"{dataset}-{frame_size}"
 
 
 def provide(package: TaskPackage, data: DataOptions, frame_size: int, workers: int = 2, bar: Bar = silent) -> Prepared:
@@ -66,11 +66,11 @@ def provide(package: TaskPackage, data: DataOptions, frame_size: int, workers: i
     Raises:
         DataError: there is no prepared data and no world to compose, or the root holds another world.
     """
-    target = prepared_folder(data.root, package.name, frame_size)
+    target = prepared_folder(data.root, package.dataset, frame_size)
     if data.world is None:
         if not (target / MANIFEST).is_file():
             raise DataError(
-                f"{target}: no prepared data of {package.name}; make it with: avcl data prepare {package.name} SOURCE "
+                f"{target}: no prepared data of {package.dataset}; make it with: avcl data prepare {package.dataset} SOURCE "
                 f"--root {data.root} --size {frame_size}"
             )
         return Prepared(target)
@@ -89,7 +89,7 @@ def compose_world(package: TaskPackage, root: Path, world: WorldOptions, workers
         ConfigError: the root holds another world.
     """
     _claim(root, world)
-    out = root / "source" / package.name
+    out = root / "source" / package.dataset
     with bar(f"{package.name}: composing") as progress:
         package.compose(make_bank(world), scaled(package.world_size, world.scale), world.seed, out, workers, progress)
     return out

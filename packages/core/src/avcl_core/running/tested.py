@@ -8,6 +8,7 @@ from pathlib import Path
 
 from avcl_core.errors import IntegrityError, RunError
 from avcl_core.evaluation.evaluator import Evaluation
+from avcl_core.evaluation.table import format_score
 from avcl_core.running.folder import RunFolder
 from avcl_core.running.launch import Tested
 from avcl_core.task import Task
@@ -40,17 +41,17 @@ def result_block(task: Task, evaluation: Evaluation) -> list[str]:
     lines.append(f"controls ({task.primary}):")
     for name, values in evaluation.controls.items():
         kind = " (oracle)" if name in task.oracles else ""
-        lines.append(f"  {name}{kind}: {values[task.primary]:.2f}")
+        lines.append(f"  {name}{kind}: {format_score(values[task.primary], task.ideal)}")
     return lines
 
 
-def write_evaluation(run: Path, tag: str | None, found: Mapping[str, Tested], say: Callable[[str], None]) -> None:
-    """Write ``evaluations/<tag>/`` of a run and say what is in it.
+def write_evaluation(run: Path, name: str, found: Mapping[str, Tested], say: Callable[[str], None]) -> Path:
+    """Write ``evaluations/<name>/`` of a run, say what is in it and return the folder.
 
     Raises:
         RunError: a test set's metrics differ from what the run itself stored.
     """
-    folder = RunFolder(run / "evaluations" / (tag or "latest"))
+    folder = RunFolder(run / "evaluations" / name)
     folder.path.mkdir(parents=True, exist_ok=True)
     (folder.path / "results.jsonl").unlink(missing_ok=True)
     for test, tested in found.items():
@@ -75,3 +76,4 @@ def write_evaluation(run: Path, tag: str | None, found: Mapping[str, Tested], sa
     differing = [test for test, tested in found.items() if not tested.agrees]
     if differing:
         raise RunError(f"{run}: the evaluation of {differing} differs from what the run stored in results.jsonl")
+    return folder.path

@@ -82,7 +82,7 @@ def _check_experiences(task: Task, experiences: tuple[Experience, ...], who: str
 
 def _check_dataset(task: Task, experience: Experience, who: str) -> None:
     dataset, key = task.dataset("train"), experience.train[0]
-    twice = [dataset.inputs(key, numpy_generator("check") if dataset.augments else None) for _ in range(2)]
+    twice = [dataset.inputs(key, numpy_generator("check") if dataset.drawn else None) for _ in range(2)]
     same = twice[0].keys() == twice[1].keys() and all(np.array_equal(twice[0][n], twice[1][n]) for n in twice[0])
     require(same, who, "inputs must be a function of key and rng alone: the same call gave other values")
     absent = [name for name in task.modalities if name not in twice[0]]

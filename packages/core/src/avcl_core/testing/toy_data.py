@@ -44,7 +44,7 @@ class ToyDataset:
         question: whether samples carry a ``question``, token ids ``[3]``.
     """
 
-    augments = True
+    drawn = frozenset({"visual"})
 
     def __init__(self, shape: Shape, target: Callable[[str], Mapping[str, np.ndarray]], question: bool) -> None:
         self.shape, self.target, self.question = shape, target, question

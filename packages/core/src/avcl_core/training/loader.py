@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,6 +43,7 @@ class Loader:
         workers: worker processes that load ahead; 0 loads in this process.
         shuffled: seed with which each training and validation sample gets another one's targets: a control that must stay at
             chance; ``None`` leaves them as they are.
+        modalities: those that the run sees; of every other one ``Batch.present`` denies all samples. ``None``: all.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class Loader:
         device: torch.device | str = "cpu",
         workers: int = 0,
         shuffled: int | None = None,
+        modalities: Collection[str] | None = None,
     ) -> None:
         self.tasks, self.inputs, self.device, self.workers = dict(tasks), dict(inputs), device, workers
-        self.shuffled = shuffled
+        self.shuffled, self.modalities = shuffled, modalities
         self._datasets = {}
         self._dealt: dict[tuple[str, str], dict[str, str]] = {}
 
@@ -78,23 +80,34 @@ class Loader:
         dataset = self._dataset(task.name, request.split)
         rows = []
         for key in request.keys:
-            draws = request.augment is not None and dataset.augments
-            rng = numpy_generator(*request.augment, key) if draws and request.augment is not None else None
-            digest = None if draws else dataset.digest(key)
-            raw = dataset.inputs(key, rng)
-            inputs = {
-                name: self.inputs[name](value, digest) if name in self.inputs else torch.from_numpy(np.asarray(value))
-                for name, value in raw.items()
-                if name in self.inputs or name not in task.modalities
-            }
+            rng = None
+            if request.augment is not None and dataset.drawn:
+                rng = numpy_generator(*request.augment, key)
+            digest = dataset.digest(key)
+            inputs = {}
+            for name, value in dataset.inputs(key, rng).items():
+                transform = self.inputs.get(task.plain.get(name, name))
+                if transform is not None:
+                    # Plain inputs are other media than the sample's own, and drawn ones differ from draw to draw.
+                    known = name not in task.plain and (rng is None or name not in dataset.drawn)
+                    inputs[name] = transform(value, digest if known else None)
+                elif name not in task.modalities:
+                    inputs[name] = torch.from_numpy(np.asarray(value))
             targets = {
                 name: torch.from_numpy(np.asarray(value))
                 for name, value in self._targets(request.experience, request.split, key).items()
             }
             rows.append((inputs, targets))
         stack = [{name: torch.stack([row[part][name] for row in rows]) for name in rows[0][part]} for part in (0, 1)]
+        absent = [] if self.modalities is None else [n for n in self.inputs if n not in self.modalities]
         return Batch(
-            task.name, request.keys, stack[0], stack[1], experience=request.experience.name, stored=dict(request.stored)
+            task.name,
+            request.keys,
+            stack[0],
+            stack[1],
+            present={name: torch.zeros(len(request.keys), dtype=torch.bool) for name in absent},
+            experience=request.experience.name,
+            stored=dict(request.stored),
         )
 
     def load(self, request: Request) -> Batch:

@@ -11,6 +11,7 @@ from avcl_core.errors import ConfigError, IntegrityError, RunError
 from avcl_core.evaluation.evaluator import Evaluator
 from avcl_core.evaluation.matrix import ResultMatrix
 from avcl_core.methods.base import Method
+from avcl_core.models.base import Model
 from avcl_core.ownership import Owners, digest_tensors
 from avcl_core.seeding import seed_step
 from avcl_core.stream import Experience, Session, Stream
@@ -60,11 +61,13 @@ class Trainer:
         collective: Collective,
         autocast: Callable[[], Any],
         progress: Callable[[str, float], None] = lambda line, fraction: None,
+        initialise: Callable[[Model, Experience, bool], None] = lambda model, experience, fresh: None,
     ) -> None:
         self.build, self.stream, self.sessions, self.tasks = build, stream, tuple(sessions), dict(tasks)
         self.loader, self.options, self.seed, self.store = loader, options, seed, store
         self.recorder, self.digests, self.preemption = recorder, dict(digests), preemption
         self.collective, self.autocast, self.progress = collective, autocast, progress
+        self.initialise = initialise
         self.evaluator = Evaluator(
             loader, stream.task_id == "hidden", options.evaluation_batch, collective, self._check
         )
@@ -154,6 +157,7 @@ class Trainer:
         for index in range(self.at.index, len(session.experiences)):
             experience = session.experiences[index]
             seed_step(self.seed, "before", experience.name)
+            self.initialise(method.model, experience, session.fresh)
             method.before(experience, self._data(experience))
             self._move(index=index + 1)
             self._pause()

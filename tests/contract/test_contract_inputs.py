@@ -1,0 +1,168 @@
+"""What inputs may be besides a sample's own media: drawn ones, plain ones, denied ones, and heads that start elsewhere."""
+
+import numpy as np
+import pytest
+import torch
+
+from avcl_core.errors import IntegrityError
+from avcl_core.methods.finetune import Finetune
+from avcl_core.models.base import Model
+from avcl_core.models.frozen import Frozen
+from avcl_core.models.residual_adapters import ResidualAdapters
+from avcl_core.ownership import Owners
+from avcl_core.running.initial import HeadStart
+from avcl_core.testing import toy_task
+from avcl_core.testing.toy_run import ToyRun
+from avcl_core.testing.toy_tasks import ToyClasses
+from avcl_core.testing.toy_towers import clip, toy_towers
+from avcl_core.training.inputs import make_inputs
+from avcl_core.training.loader import Loader, Request
+from avcl_core.walk import Ctx
+
+
+class WithNegatives(ToyClasses):
+    """Classes, with frames of another clip beside the sample's own while it trains."""
+
+    plain = {"negative": "visual"}  # noqa: RUF012
+
+    def dataset(self, split):
+        whole = super().dataset(split)
+
+        class Data:
+            drawn = frozenset({"negative"})
+            targets, digest = staticmethod(whole.targets), staticmethod(whole.digest)
+
+            @staticmethod
+            def inputs(key, rng):
+                own = dict(whole.inputs(key, None))
+                if rng is not None:
+                    own["negative"] = rng.integers(0, 255, own["visual"].shape, dtype=np.uint8)
+                return own
+
+        return Data()
+
+
+class Noticing:
+    """An input transformation that remembers which content digests it was given."""
+
+    def __init__(self, inner):
+        self.inner, self.seen = inner, []
+
+    def __call__(self, raw, digest):
+        self.seen.append(digest)
+        return self.inner(raw, digest)
+
+
+def negatives():
+    task = WithNegatives("classes")
+    towers = {"visual": clip()}
+    inputs = {name: Noticing(made) for name, made in make_inputs(towers, {}, task.audio_rate, None).items()}
+    return task, towers, inputs, Loader({task.name: task}, inputs)
+
+
+def test_only_drawn_and_plain_inputs_are_kept_out_of_the_content_cache():
+    task, _, inputs, loader = negatives()
+    (experience,) = task.experiences()
+    loader.load(Request(experience, "train", experience.train[:1], (0, "augment")))
+    own = task.dataset("train").digest(experience.train[0])
+    assert inputs["visual"].seen == [own, None]
+
+
+def test_a_task_without_draws_keeps_its_digest_in_training_too():
+    _, towers, inputs, _ = negatives()
+    toy = toy_task("classes", 1)
+    (experience,) = toy.experiences()
+    loader = Loader({"classes": toy}, inputs)
+    loader.load(Request(experience, "train", experience.train[:1], (0, "augment")))
+    assert inputs["visual"].seen == [None], "the toy frames are drawn"
+    loader.load(Request(experience, "train", experience.train[:1]))
+    assert inputs["visual"].seen[-1] == toy.dataset("train").digest(experience.train[0])
+
+
+def test_plain_inputs_go_through_the_plain_tower_without_gradient():
+    task, towers, _, loader = negatives()
+    (experience,) = task.experiences()
+    model = ResidualAdapters(towers, {task.name: task}, ResidualAdapters.Config())
+    model.grow(experience)
+    for parameter in Owners(model).match(("shared",)).values():
+        torch.nn.init.normal_(parameter, std=0.5)  # open adapters
+    batch = loader.load(Request(experience, "train", experience.train[:2], (0, "augment")))
+    features = model.features(batch, Ctx())
+    plain = features.plain["negative"]
+    frames = batch.inputs["negative"].flatten(0, 1)
+    assert torch.allclose(plain.flatten(0, 1), towers["visual"].encode(frames), atol=1e-6)
+    assert not plain.requires_grad
+    assert features.final["visual"].requires_grad
+    without = loader.load(Request(experience, "val", experience.val[:2]))
+    assert model.features(without, Ctx()).plain == {}
+
+
+@pytest.mark.parametrize("denied", ["visual", "audio"])
+def test_a_denied_modality_is_silence_or_the_mean_image(denied):
+    task, towers = toy_task("classes", 1), toy_towers()
+    (experience,) = task.experiences()
+    inputs = make_inputs(towers, {"audio": 1}, task.audio_rate, None)
+    kept = tuple(name for name in towers if name != denied)
+    loader = Loader({task.name: task}, inputs, modalities=kept)
+    model = Model(towers, {task.name: task}, Model.Config())
+    model.grow(experience)
+    batch = loader.load(Request(experience, "train", experience.train[:2]))
+    assert batch.present[denied].tolist() == [False, False]
+    features = model.features(batch, Ctx())
+    tower = towers[denied]
+    info = tower.info
+    nothing = (
+        torch.zeros(1, 3, info.image_size, info.image_size) if denied == "visual" else torch.zeros(1, task.audio_rate)
+    )
+    expected = tower.encode(nothing)[0]
+    for clip_tokens in features.final[denied].flatten(0, 1):
+        assert torch.allclose(clip_tokens, expected, atol=1e-4)
+    seen = Loader({task.name: task}, inputs).load(Request(experience, "train", experience.train[:2]))
+    assert seen.present == {}
+    other = model.features(seen, Ctx())
+    assert torch.equal(other.final[kept[0]], features.final[kept[0]])
+    assert not torch.allclose(other.final[denied], features.final[denied], atol=1e-3)
+
+
+def frozen_run(seed=0, experiences=2):
+    return ToyRun(toy_towers, Frozen, Finetune, {"classes": toy_task("classes", experiences)}, seed=seed)
+
+
+def test_a_frozen_model_learns_its_heads_alone(tmp_path):
+    trainer = frozen_run().trainer(tmp_path / "run")
+    trainer.run()
+    assert {row.owner for row in Owners(trainer.method.model).rows.values()} == {"head:classes"}
+
+
+def finished(tmp_path, name="source", seed=0):
+    trainer = frozen_run(seed, experiences=1).trainer(tmp_path / name)
+    trainer.run()
+    (tmp_path / name / "run.json").write_text("{}")
+    return tmp_path / name
+
+
+def test_a_head_starts_from_another_run_at_its_first_experience_only(tmp_path):
+    source = finished(tmp_path)
+    toy = frozen_run(seed=1)
+    start = HeadStart({"classes": source}, toy.stream)
+    model = toy.build().model
+    for experience in toy.stream.experiences:
+        model.grow(experience)
+    own = Owners(model).state()
+    start(model, toy.stream.experiences[1], False)
+    assert all(torch.equal(own[n], t) for n, t in Owners(model).state().items())
+    start(model, toy.stream.experiences[0], False)
+    tag = (source / "checkpoints" / "LATEST").read_text().strip()
+    there = frozen_run(experiences=1).trainer(source).store.load(tag).trained
+    assert all(torch.equal(there[n], t) for n, t in Owners(model).state().items())
+
+
+def test_a_head_of_another_shape_or_a_folder_that_is_no_run_is_refused(tmp_path):
+    source = finished(tmp_path)
+    toy = ToyRun(lambda: {"visual": clip()}, Frozen, Finetune, {"classes": toy_task("classes", 1)})
+    model = toy.build().model
+    model.grow(toy.stream.experiences[0])
+    with pytest.raises(IntegrityError, match=r"init\.classes: pool\.linear\.weight .* does not fit this head"):
+        HeadStart({"classes": source}, toy.stream)(model, toy.stream.experiences[0], False)
+    with pytest.raises(IntegrityError, match="neither a run folder nor a checkpoint"):
+        HeadStart({"classes": tmp_path}, toy.stream)(model, toy.stream.experiences[0], False)
