@@ -1,0 +1,1 @@
+"""AVS: audio-visual segmentation as a task package."""

@@ -1,0 +1,43 @@
+"""Options of the segmentation task, and of reading its published layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from avcl_core.config.options import Options
+
+
+def _known_head(name: str) -> str:
+    if name in ("tpavi", "avsbench") or (name.startswith("mmseg:") and len(name) > len("mmseg:")):
+        return name
+    raise ValueError(f"{name!r} is unknown; expected tpavi, avsbench or mmseg:<decode head>")
+
+
+class SegmentationOptions(Options):
+    """Options of the task.
+
+    Attributes:
+        setting: ``s4``, one source and one annotated training frame, or ``ms3``, several sources and all frames annotated.
+        head: ``tpavi``; ``avsbench``, the baseline's for a convolutional tower and VGGish; or ``mmseg:<name>``, a decode head
+            of mmsegmentation.
+        width: channels of the head; all its sizes follow. The published one is 256.
+        mask_size: edge of the decoded mask in pixels, which is then enlarged to 224. The published one is 224.
+    """
+
+    setting: Literal["s4", "ms3"] = "s4"
+    head: Annotated[str, AfterValidator(_known_head)] = "tpavi"
+    width: Annotated[int, Field(gt=0, multiple_of=8)] = 256
+    mask_size: Annotated[int, Field(gt=0, multiple_of=32)] = 224
+
+
+class SourceOptions(Options):
+    """Options of reading the published layout.
+
+    Attributes:
+        waves: folder that `avs unpack` wrote, where it is not inside the data set.
+    """
+
+    waves: Path | None = None
