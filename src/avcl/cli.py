@@ -126,6 +126,39 @@ def sweep(
     compare(many(config or DEFAULT, overrides, method or [], seed or []))
 
 
+@app.command()
+def bench(
+    arguments: Arguments = None,
+    steps: Annotated[int, typer.Option(min=1, help="Batches that are timed, per task and phase.")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Measure samples per second and peak memory.
+
+    Per task of the stream: front end without cache, loading, forward pass, full step. Any task, method and size:
+    avcl bench CONFIG stream.tasks='[avs]' towers.visual.size=full
+    """
+    from avcl.bench import bench as measure
+    from avcl_core.running.launch import Console
+
+    with console() as shown:
+        found = measure(_source(arguments), steps, Console() if as_json else shown)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
+    _print_rows(
+        {
+            "task": row["task"],
+            "phase": row["phase"],
+            "batch": str(row["batch_size"]),
+            "samples/s": f"{row['samples_per_second']:.1f}",
+            "s/batch (min, max)": "{median:.3f} ({min:.3f}, {max:.3f})".format(**row["seconds_per_batch"]),
+            "peak MiB": f"{row['peak_memory_bytes'] / 2**20:,.0f}",
+        }
+        for row in found["tasks"]
+    )
+
+
 @app.command("list")
 def list_(
     kind: Annotated[str, typer.Argument(metavar="tasks|methods|models|towers|streams|runs")],

@@ -106,7 +106,6 @@ def verify(
 
 def _source_options(package, given: list[str]) -> dict:
     from avcl_core.config.load import Source, validate
-
     from avcl_core.terminal import split_arguments
 
     _, overrides = split_arguments(given)

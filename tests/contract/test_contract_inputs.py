@@ -69,7 +69,7 @@ def test_only_drawn_and_plain_inputs_are_kept_out_of_the_content_cache():
 
 
 def test_a_task_without_draws_keeps_its_digest_in_training_too():
-    _, towers, inputs, _ = negatives()
+    _, _towers, inputs, _ = negatives()
     toy = toy_task("classes", 1)
     (experience,) = toy.experiences()
     loader = Loader({"classes": toy}, inputs)

@@ -48,7 +48,7 @@ def test_a_clip_whose_array_is_broken_or_missing_is_quarantined_and_listed(tmp_p
     np.save(tmp_path / "in" / "c1-table.npy", np.zeros((2, 2)))
     (tmp_path / "in" / "c2-table.npy").unlink()
     assert [(p.record, p.field) for p in verify_source(made, "fast")] == [("c2", "table")]
-    full = [p for p in verify_source(Layout("toy", made.clips[:2]), "full")]
+    full = list(verify_source(Layout("toy", made.clips[:2]), "full"))
     assert [(p.record, p.found) for p in full] == [("c1", "shape (2, 2)")]
     data = prepare(Layout("toy", made.clips[:2]), tmp_path / "out", frame_size=8, workers=1)
     assert data.ids == ("c0",)

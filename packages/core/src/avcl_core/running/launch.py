@@ -76,7 +76,7 @@ def start(source: Source, command: Sequence[str], console: Console) -> Path | No
     options.runs.mkdir(parents=True, exist_ok=True)
     preemption = Preemption()
     with preemption.listening():
-        fabric, collective = _launch(options)
+        fabric, collective = launch_fabric(options)
         console = console if collective.rank == 0 else Console()
         assembly = assemble(options, parts, fabric, collective, console.bar, preemption.check)
         folder = _create(assembly, command, collective)
@@ -184,12 +184,13 @@ def _reopen(
     source = read(folder.path / "config.yaml", overrides)
     options, parts = load_run(source)
     options = paths_below(options, Path(folder.read_json("run.json")["cwd"]))
-    fabric, collective = _launch(options)
+    fabric, collective = launch_fabric(options)
     console = console if collective.rank == 0 else Console()
     return assemble(options, parts, fabric, collective, console.bar, preemption.check), collective, console
 
 
-def _launch(options: RunOptions) -> tuple[Fabric, Collective]:
+def launch_fabric(options: RunOptions) -> tuple[Fabric, Collective]:
+    """Set threads, start the processes and return Fabric with the collective of its ranks; ConfigError without the device."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     wanted = options.fabric

@@ -1,0 +1,176 @@
+"""How fast a run is and what it needs: samples per second and peak memory of loading, forward pass and full step, per task."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avcl_core.config.load import Source
+from avcl_core.config.run import load_run
+from avcl_core.methods.base import Method
+from avcl_core.ownership import Owners
+from avcl_core.running.assemble import Assembly, assemble
+from avcl_core.running.launch import Console, launch_fabric
+from avcl_core.seeding import seed_step
+from avcl_core.stream import Session
+from avcl_core.training.inputs import make_inputs
+from avcl_core.training.loader import Loader, Request
+from avcl_core.training.optimizers import NamedOptimizer
+from avcl_core.training.order import epoch_plan
+from avcl_core.training.session_data import SessionData
+from avcl_core.training.stepper import Stepper
+
+PHASES = ("front end", "loading", "forward", "step")
+
+
+def bench(source: Source, steps: int, console: Console) -> dict[str, Any]:
+    """Measure every task of a configuration's stream.
+
+    Per task, on the same ``steps`` training batches: ``front end`` loads them without any cache, ``loading`` as training does
+    (front-end features cached), ``forward`` predicts them, ``step`` is a whole optimiser step with everything that the method
+    does; earlier tasks were learnt for these steps and their hooks were run, so that memories are filled. One batch of each
+    phase is run before the clock starts. Nothing is written but prepared data and the front-end cache.
+
+    Returns:
+        ``machine``: what it ran on; ``configuration``: digest; ``tasks``: one record per task and phase.
+    """
+    options, parts = load_run(source)
+    fabric, collective = launch_fabric(options)
+    assembly = assemble(options, parts, fabric, collective, console.bar)
+    method = assembly.build()
+    records = []
+    for session in assembly.sessions:
+        for experience in session.experiences:
+            seed_step(options.seed, "grow", experience.name)
+            method.model.grow(experience)
+        method.model.to(assembly.loader.device)
+        records += _session(assembly, method, session, steps, console)
+    return {"machine": _machine(assembly), "configuration": options.digest, "tasks": records}
+
+
+def _session(
+    assembly: Assembly, method: Method, session: Session, steps: int, console: Console
+) -> Iterator[dict[str, Any]]:
+    options, loader = assembly.options, assembly.loader
+    plan = epoch_plan(session, options.seed, 0, options.training.batch_size, 1)
+    stepper = _stepper(assembly, method, session, len(plan))
+    for experience in session.experiences:
+        data = SessionData(loader, experience, options.training.evaluation_batch, lambda: None)
+        method.before(experience, data)
+        mine = [portion for portion in plan if portion.experience is experience]
+        chosen = [mine[i % len(mine)] for i in range(steps + 1)]
+        requests = [stepper.my_requests(portion, (options.seed, "bench", i)) for i, portion in enumerate(chosen)]
+        batches = [[loader.load(request) for request in group] for group in requests]
+        bare = Loader(assembly.tasks, _uncached(assembly), loader.device)
+
+        def step(i: int, batches=batches, chosen=chosen) -> None:
+            stepper.step(batches[i], len(chosen[i].keys), ("bench", session.index, i), i)
+
+        def read(i: int, through: Loader, requests: list[list[Request]] = requests) -> None:
+            for request in requests[i]:
+                through.load(request)
+
+        def predict(i: int, batches=batches) -> None:
+            for batch in batches[i]:
+                method.predict(batch.question(False))
+
+        work: dict[str, Callable[[int], None]] = {
+            "front end": lambda i, read=read, bare=bare: read(i, bare),
+            "loading": lambda i, read=read: read(i, loader),
+            "forward": predict,
+            "step": step,
+        }
+        sizes = [len(portion.keys) for portion in chosen]
+        for phase in PHASES:
+            console.say(f"{experience.name}: {phase}")
+            yield {"task": experience.task, "phase": phase, **_measure(work[phase], sizes, torch.device(loader.device))}
+        method.after(experience, data)
+
+
+def _stepper(assembly: Assembly, method: Method, session: Session, length: int) -> Stepper:
+    owners, training = Owners(method.model), assembly.options.training
+    live = tuple(pattern for experience in session.experiences for pattern in method.active(experience))
+    owners.set_trainable(live)
+    optimizers = {
+        name: NamedOptimizer(groups, owners, training, length * training.epochs)
+        for name, groups in method.optimizers(session).items()
+    }
+    return Stepper(
+        method, assembly.tasks, assembly.stream, assembly.loader, training, live, optimizers, method.collective,
+        assembly.options.seed, assembly.fabric.autocast,
+    )  # fmt: skip
+
+
+def _uncached(assembly: Assembly) -> dict[str, Any]:
+    tiles = {name: tower.tile for name, tower in assembly.options.towers.items()}
+    rates = [task.audio_rate for task in assembly.tasks.values() if "audio" in task.modalities]
+    return make_inputs(assembly.towers, tiles, rates[0] if rates else 0, None)
+
+
+def _measure(work: Callable[[int], None], sizes: list[int], device: torch.device) -> dict[str, Any]:
+    """Run ``work`` for every batch; the first one is not counted."""
+    work(0)
+    _reset_peak(device)
+    seconds = []
+    for i in range(1, len(sizes)):
+        _wait(device)
+        begin = time.perf_counter()
+        work(i)
+        _wait(device)
+        seconds.append(time.perf_counter() - begin)
+    return {
+        "batch_size": sizes[1],
+        "batches": len(seconds),
+        "samples_per_second": sum(sizes[1:]) / sum(seconds),
+        "seconds_per_batch": {
+            "median": statistics.median(seconds), "min": min(seconds), "max": max(seconds),
+        },
+        "peak_memory_bytes": _peak(device),
+    }  # fmt: skip
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # where the system has no such file, the peak is that of the whole process so far
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak(device: torch.device) -> int:
+    """Peak of allocated device memory, or of the process's resident memory on the CPU, since the last reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _machine(assembly: Assembly) -> dict[str, Any]:
+    device, fabric = assembly.loader.device, assembly.options.fabric
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else platform.processor()
+    return {
+        "device": str(device),
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "precision": fabric.precision,
+        "torch": version("torch"),
+        "python": platform.python_version(),
+    }
