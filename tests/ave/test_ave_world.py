@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from avcl_ave import plugin
+from avcl_ave import EventOptions, plugin
 from avcl_ave.world import compose, scene
 from avcl_core.errors import ConfigError, DataError
+from avcl_core.testing import check_task, toy_towers
 from avcl_core.world.procedural import ProceduralBank
 from avcl_core.world.writer import WorldSize, read_scenes
 
@@ -47,6 +48,28 @@ def test_inputs_have_the_shapes_of_the_interface(ave_prepared):
     assert inputs["audio"].shape == (10, task.audio_rate)
     assert inputs["audio"].dtype == np.float32
     assert data.digest(key) == ave_prepared.sample_digest(key[:11])
+
+
+def test_weak_training_cannot_see_when_an_event_happens(ave_prepared):
+    weak, supervised = (
+        plugin.build(EventOptions(setting=name), ave_prepared, "clean") for name in ("weak", "supervised")
+    )
+    (experience,) = weak.experiences()
+    for split in ("train", "val", "test"):
+        for key in experience.keys(split):
+            seen, whole = weak.dataset(split).targets(key), supervised.dataset(split).targets(key)
+            assert list(seen) == (["event"] if split == "train" else ["segments", "event"])
+            assert all(np.array_equal(seen[name], whole[name]) for name in seen)
+    trivial = weak.controls(
+        {key: weak.dataset("train").targets(key) for key in experience.train},
+        {key: weak.dataset("test").targets(key) for key in experience.test},
+    )
+    assert len(trivial) == 3
+
+
+@pytest.mark.parametrize("setting", ["supervised", "weak"])
+def test_task_keeps_the_contract(ave_prepared, setting):
+    check_task(plugin.build(EventOptions(setting=setting, width=16), ave_prepared, "clean"), toy_towers(), samples=2)
 
 
 def test_recipe_needs_both_modalities():

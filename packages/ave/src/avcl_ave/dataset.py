@@ -61,9 +61,9 @@ class EventData:
         """Return the sample keys of a split in the order of its file."""
         return tuple(self._rows[split])
 
-    def split(self, split: str) -> EventClips:
-        """Return the samples of a split."""
-        return EventClips(self.prepared, self.classes, self._rows[split])
+    def split(self, split: str, spans: bool = True) -> EventClips:
+        """Return the samples of a split; without ``spans`` their targets do not say when the event happens."""
+        return EventClips(self.prepared, self.classes, self._rows[split], spans)
 
 
 @dataclass
@@ -73,7 +73,8 @@ class EventClips:
     prepared: Prepared
     classes: tuple[str, ...]
     rows: Mapping[str, Row]
-    augments: bool = False
+    spans: bool = True
+    drawn: frozenset[str] = frozenset()
 
     def inputs(self, key: str, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """Return ``visual`` uint8 ``[10, H, W, 3]`` and ``audio`` float32 ``[10, 32000]``; DataError for a broken clip."""
@@ -81,9 +82,12 @@ class EventClips:
         return {"visual": self.prepared.frames(video), "audio": self.prepared.wave(video)}
 
     def targets(self, key: str) -> dict[str, np.ndarray]:
-        """Return ``segments`` ``[10]``, the class of each second (background last), and ``event``, the row's class."""
+        """Return ``segments`` ``[10]``, the class of each second (background last; only with ``spans``), and ``event``,
+        the row's class.
+        """
         row = self.rows[key]
-        return {"segments": segments(row, self.classes), "event": np.array(self.classes.index(row.category))}
+        event = {"event": np.array(self.classes.index(row.category))}
+        return {"segments": segments(row, self.classes), **event} if self.spans else event
 
     def digest(self, key: str) -> str:
         """Return the digest of the clip's frames and sound; DataError for a broken clip."""

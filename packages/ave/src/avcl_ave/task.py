@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from avcl_ave.cmbs import EventHead
 from avcl_ave.dataset import EventData
-from avcl_ave.head import TemporalHead
 from avcl_ave.metrics import class_accuracies, relevance_accuracy, segment_accuracy
 from avcl_core.batch import Outputs
-from avcl_core.config.options import Options
-from avcl_core.data.prepared import Prepared
+from avcl_core.evaluation.examples import Example, Timeline, TimelineRow
 from avcl_core.features import FeatureSpec
 from avcl_core.stream import Experience
 from avcl_core.task import Dataset, Kind, Prediction, Task
@@ -27,17 +26,24 @@ BACKGROUND = "background"
 class EventLocalisation(Task):
     """Supervised audio-visual event localisation.
 
-    Outputs: ``relevance`` ``[b, T]`` and ``event`` ``[b, C]``, logits. Targets: ``segments`` ``[b, T]``, class per second
-    with background = C, and ``event`` ``[b]``, the clip's class. Predictions have the same two names and shapes.
+    Outputs: ``relevance`` ``[b, T]``, ``event`` ``[b, C]`` and ``scores`` ``[b, C]``, logits. Targets: ``segments``
+    ``[b, T]``, class per second with background = C, and ``event`` ``[b]``, the clip's class. Predictions: ``segments`` and
+    ``event``, shaped as the targets.
+
+    Args:
+        data: AVE under a protocol.
+        width: width of the head, 256 as published.
     """
 
     name = "ave"
     primary: ClassVar[str] = "accuracy"
     oracles: ClassVar[frozenset[str]] = frozenset({"true class on every second"})
-    fields: Mapping[str, Kind] = {"relevance": "labels", "event": "classes"}
+    fields: Mapping[str, Kind] = {"relevance": "labels", "event": "classes", "scores": "classes"}
+    column: ClassVar[str] = "ave"
+    """Name of the experience, and with it of the test set."""
 
-    def __init__(self, data: EventData) -> None:
-        self.data = data
+    def __init__(self, data: EventData, width: int = 256) -> None:
+        self.data, self.width = data, width
         self.labels = data.classes
         self.splits_note = data.note
 
@@ -50,31 +56,32 @@ class EventLocalisation(Task):
         """Return the whole task as one experience; ``paper`` selects the best epoch on the test split."""
         train, val, test = (self.data.keys(split) for split in ("train", "val", "test"))
         selection = "test" if self.data.protocol == "paper" else "val"
-        return (Experience(0, self.name, self.name, train, val, test, self.labels, selection),)
+        return (Experience(0, self.column, self.name, train, val, test, self.labels, selection),)
 
     def dataset(self, split: str) -> Dataset:
         """Return the clips of ``split``."""
         return self.data.split(split)
 
     def head(self, spec: FeatureSpec, experience: Experience) -> nn.Module:
-        """Return a :class:`TemporalHead` over all event classes."""
-        return TemporalHead(spec, len(self.labels))
+        """Return the published head over all event classes."""
+        return EventHead(spec, len(self.labels), self.width)
 
     def nll(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> Tensor:
-        """Return per clip the mean binary cross-entropy of relevance plus the cross-entropy of the event ``[b]``."""
-        parts = self._parts(outputs, targets)
-        return parts["relevance"] + parts["event"]
+        """Return the sum of :meth:`parts` per clip ``[b]``."""
+        return torch.stack([*self.parts(outputs, targets).values()]).sum(0)
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the means over clips of the two parts (tasks.md 1.5 without the average-scores term)."""
-        return {name: part.mean() for name, part in self._parts(outputs, targets).items()}
+        """Return the means over clips of :meth:`parts`."""
+        return {name: part.mean() for name, part in self.parts(outputs, targets).items()}
 
-    def _parts(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        relevance, event = outputs["relevance"], outputs["event"]
+    def parts(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return per clip BCE(e, foreground) over its seconds, CE(c, y) and CE(av, y) ``[b]`` each (tasks.md 1.5)."""
+        relevance, event = outputs["relevance"], targets["event"].long()
         foreground = (targets["segments"] != self.background).to(relevance.dtype)
         return {
             "relevance": functional.binary_cross_entropy_with_logits(relevance, foreground, reduction="none").mean(1),
-            "event": functional.cross_entropy(event, targets["event"].long(), reduction="none"),
+            "event": functional.cross_entropy(outputs["event"], event, reduction="none"),
+            "scores": functional.cross_entropy(outputs["scores"], event, reduction="none"),
         }
 
     def decode(self, outputs: Outputs) -> dict[str, Tensor]:
@@ -124,6 +131,23 @@ class EventLocalisation(Task):
         names |= {"relevance_accuracy": "event-relevance acc", "class_accuracy": "clip-class acc"}
         return [(label, f"{metrics[name]:.2f}") for name, label in names.items() if name in metrics]
 
+    def examples(
+        self, predictions: Mapping[str, Prediction], targets: Mapping[str, Prediction], dataset: Dataset
+    ) -> Sequence[Example]:
+        """Return a time line per clip: one row for each event class that is true or predicted in some second."""
+        return [
+            self._timeline(key, predictions[key]["segments"], target["segments"], int(target["event"]))
+            for key, target in targets.items()
+        ]
+
+    def _timeline(self, key: str, predicted: np.ndarray, true: np.ndarray, event: int) -> Timeline:
+        def seconds(segments: np.ndarray, index: int) -> tuple[int, ...]:
+            return tuple(int(value == index) for value in segments)
+
+        shown = [index for index in range(self.background) if index in true or index in predicted]
+        rows = tuple(TimelineRow(self.labels[i], seconds(true, i), seconds(predicted, i)) for i in shown)
+        return Timeline(key, f"{key.split('#')[0]}: {self.labels[event]}", rows)
+
 
 def _stack(records: Mapping[str, Prediction], targets: Mapping[str, Prediction]) -> tuple[np.ndarray, np.ndarray]:
     """Return segments ``[N, T]`` and events ``[N]`` in key order, after checking that no sample is missing."""
@@ -132,8 +156,3 @@ def _stack(records: Mapping[str, Prediction], targets: Mapping[str, Prediction])
         raise ValueError(f"ave: predictions and targets differ in {len(odd)} samples, for example {odd[0]!r}")
     keys = sorted(targets)
     return np.stack([records[k]["segments"] for k in keys]), np.stack([records[k]["event"] for k in keys])
-
-
-def build(options: Options, prepared: Prepared, protocol: str) -> EventLocalisation:
-    """Return the task over prepared data, as the package's plug-in builds it."""
-    return EventLocalisation(EventData(prepared, protocol))
