@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from avcl_ave.classes import CLASSES
 from avcl_ave.data import Row, categories_beside, class_names, read_rows, read_split
 from avcl_core.data.problems import Problem
 from avcl_core.data.records import AnnotationFile
@@ -31,11 +32,15 @@ class Annotations:
 
 
 def read_annotations(annotations: Path, splits: Mapping[str, Path]) -> Annotations:
-    """Read ``Annotations.txt``, the split files and the ``categories.txt`` beside the first; nothing is raised."""
+    """Read ``Annotations.txt``, the split files and the ``categories.txt`` beside the first; nothing is raised.
+
+    Where there is no ``categories.txt``, class names are checked against the published ones.
+    """
     table = AnnotationFile(annotations)
     files = {split: AnnotationFile(path) for split, path in splits.items()}
     categories = table.collect(categories_beside)
-    rows = table.collect(lambda file: read_rows(file, categories))
+    unreadable = bool(table.problems)
+    rows = table.collect(lambda file: read_rows(file, categories if categories or unreadable else CLASSES))
     # Without the table every split line would be an unknown row: the table's own error says it better.
     parts = {
         split: file.collect(lambda file: read_split(file, rows, categories)) if rows else []

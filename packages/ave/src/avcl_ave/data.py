@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from avcl_ave.hdf5 import read_hdf5
 from avcl_core.data.records import AnnotationFile, refuse_errors
 from avcl_core.errors import nearest
 
@@ -18,6 +19,8 @@ SPLIT_FILES = {"train": "trainSet.txt", "val": "valSet.txt", "test": "testSet.tx
 HEADER = ("Category", "VideoID", "Quality", "StartTime", "EndTime")
 ID_LENGTH = 11
 """Length of a video id."""
+ORDER_FILES = {split: f"{split}_order.h5" for split in SPLIT_FILES}
+"""Split → file with the annotation rows of the split, which stands for a missing text file (tasks.md 1.1)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def segment_labels(annotations: str | Path, split: str | Path) -> tuple[list[str
     Args:
         annotations: path of ``Annotations.txt``, with or without its header. Where a ``categories.txt`` lies beside it,
             class names are checked against that.
-        split: path of one split file.
+        split: path of one split file, or of its ``*_order.h5``.
 
     Returns:
         video ids, and an integer array ``[N, 10]``.
@@ -105,8 +108,11 @@ def read_rows(file: AnnotationFile, categories: Sequence[str]) -> list[Row]:
 def read_split(file: AnnotationFile, annotations: Sequence[Row], categories: Sequence[str]) -> list[Row]:
     """Return the rows of a split file; a line that is no row of ``annotations`` is recorded as an error and left out.
 
-    Without ``categories``, those of the annotation rows are the known classes.
+    Without ``categories``, those of the annotation rows are the known classes. An HDF5 file holds ``order``, which are
+    places of annotation rows.
     """
+    if file.path.suffix == ".h5":
+        return _read_order(file, annotations)
     known = {row.content for row in annotations}
     rows = []
     for row in read_rows(file, categories or class_names(annotations)):
@@ -116,6 +122,22 @@ def read_split(file: AnnotationFile, annotations: Sequence[Row], categories: Seq
             found = f"{row.category}&{row.video}&…&{row.start}&{row.end}"
             advice = "take split file and Annotations.txt from the same release"
             file.note(row.line, "row", found, "a row of Annotations.txt", advice)
+    return rows
+
+
+def _read_order(file: AnnotationFile, annotations: Sequence[Row]) -> list[Row]:
+    order = read_hdf5(file.path, "order")
+    if order.ndim != 1 or order.dtype.kind not in "iu" or not order.size:
+        expected, advice = "one dimension of integers", "take the file from the release again"
+        file.note(None, "order", f"{order.dtype} of shape {order.shape}", expected, advice)
+        return []
+    rows = []
+    for line, place in enumerate(order.tolist(), start=1):
+        if 0 <= place < len(annotations):
+            rows.append(replace(annotations[place], line=line))
+        else:
+            advice = "take it and Annotations.txt from the same release"
+            file.note(line, "order", f"{place}", f"a row of Annotations.txt, 0…{len(annotations) - 1}", advice)
     return rows
 
 

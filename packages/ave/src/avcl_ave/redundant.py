@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from avcl_ave.data import Row, class_names, segments
-from avcl_core.data.problems import Problem
+from avcl_ave.hdf5 import EXTRA, h5py_module, read_hdf5
+from avcl_core.data.problems import MediaError, Problem
+
+NOISY = "labels_noisy.h5"
+"""Labels of background-only clips for the weak setting; which videos they belong to is published nowhere."""
 
 
 def compare_redundant(folder: Path, annotations: Sequence[Row], splits: Mapping[str, Sequence[Row]]) -> list[Problem]:
@@ -16,7 +20,8 @@ def compare_redundant(folder: Path, annotations: Sequence[Row], splits: Mapping[
 
     ``labels.h5`` holds ``avadataset`` ``[rows, 10, classes + 1]``, one-hot; ``labels_closs.h5`` ``[rows, 10]``, 1 = event;
     ``mil_labels.h5`` ``[rows, classes + 1]``, the clip's class; ``<split>_order.h5`` holds ``order``, the annotation row of
-    each line of the split file. Reading needs h5py, which AVCL does not depend on; without it a warning names the file.
+    each line of the split file. Without the extra avcl-ave[h5] a warning names each file. :data:`NOISY` cannot be used: it
+    holds no video ids.
     """
     classes = class_names(annotations)
     rows = np.array([segments(row, classes) for row in annotations]).reshape(len(annotations), -1)
@@ -31,26 +36,27 @@ def compare_redundant(folder: Path, annotations: Sequence[Row], splits: Mapping[
     for split, part in splits.items():
         expected[f"{split}_order.h5"] = ("order", np.array([places[row.content] for row in part], dtype=np.int64))
     found = [_compare(folder / name, key, values) for name, (key, values) in expected.items()]
+    if (folder / NOISY).is_file():
+        action = "nothing to do: the weak setting trains without these clips"
+        found.append(
+            Problem(str(folder / NOISY), "", "clips", "labels without video ids", "video ids", action, "warning")
+        )
     return [problem for problem in found if problem is not None]
 
 
 def _compare(path: Path, key: str, expected: np.ndarray) -> Problem | None:
     if not path.is_file():
         return None
-    action = "delete the file (it is not needed) or take all files from one release"
-    try:
-        import h5py  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        how = "install h5py to compare it, or delete it: it is not needed"
+    if h5py_module() is None:
+        how = f"install the extra {EXTRA} to compare it, or delete it: it is not needed"
         return Problem(
             str(path), "", "content", "not compared: h5py is not installed", "the text files' labels", how, "warning"
         )
     try:
-        with h5py.File(path, "r") as file:
-            values = np.asarray(file[key])
-    except (OSError, KeyError, ValueError) as error:
-        found = " ".join(str(error).split())
-        return Problem(str(path), "", key, found, "a readable HDF5 data set", action)
+        values = read_hdf5(path, key)
+    except MediaError as error:
+        return error.problem
+    action = "delete the file (it is not needed) or take all files from one release"
     if values.shape != expected.shape:
         return Problem(str(path), "", key, f"shape {values.shape}", f"shape {expected.shape}", action)
     different = np.flatnonzero((values != expected).reshape(len(expected), -1).any(1))
