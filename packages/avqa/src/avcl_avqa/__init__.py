@@ -1,0 +1,48 @@
+"""AVQA: audio-visual question answering on MUSIC-AVQA as a task package, with its grounding generation stage."""
+
+from dataclasses import replace
+from typing import Literal
+
+from avcl_core.config.options import Options
+from avcl_core.plugins import TaskPackage, late
+from avcl_core.world.writer import WorldSize
+
+
+class AnswerOptions(Options):
+    """Options of the task.
+
+    Attributes:
+        annotations: which release of the question files; where only the other is there, it is used and the report says so.
+    """
+
+    annotations: Literal["updated", "original"] = "updated"
+
+
+class SourceOptions(Options):
+    """Options of reading the published layout.
+
+    Attributes:
+        audio_windows: which ten seconds of a raw video's sound are taken: ``uniform``, those of its ten frames, or its ``head``.
+    """
+
+    audio_windows: Literal["uniform", "head"] = "uniform"
+
+
+plugin = TaskPackage(
+    name="avqa",
+    title="Audio-visual question answering (MUSIC-AVQA): one question about a music video, one answer of a closed list",
+    options=AnswerOptions,
+    build=late("avcl_avqa.task:build"),
+    layout=late("avcl_avqa.layout:layout"),
+    compose=late("avcl_avqa.world:compose"),
+    world_size=WorldSize(train=120, val=30, test=60),
+    source=SourceOptions,
+)
+
+grounding = replace(
+    plugin,
+    name="avqa_ground",
+    title="Grounding generation for AVQA: does this frame belong to this second of sound",
+    build=late("avcl_avqa.ground:build"),
+    data="avqa",
+)
