@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from avcl_core.errors import IntegrityError
+from avcl_core.errors import ConfigError, IntegrityError
 from avcl_core.methods.finetune import Finetune
 from avcl_core.models.base import Model
 from avcl_core.models.frozen import Frozen
@@ -15,9 +15,10 @@ from avcl_core.testing import toy_task
 from avcl_core.testing.toy_run import ToyRun
 from avcl_core.testing.toy_tasks import ToyClasses
 from avcl_core.testing.toy_towers import clip, toy_towers
-from avcl_core.training.inputs import make_inputs
+from avcl_core.training.inputs import AudioInput, make_inputs
 from avcl_core.training.loader import Loader, Request
 from avcl_core.walk import Ctx
+from shared_backbones import create
 
 
 class WithNegatives(ToyClasses):
@@ -166,3 +167,20 @@ def test_a_head_of_another_shape_or_a_folder_that_is_no_run_is_refused(tmp_path)
         HeadStart({"classes": source}, toy.stream)(model, toy.stream.experiences[0], False)
     with pytest.raises(IntegrityError, match="neither a run folder nor a checkpoint"):
         HeadStart({"classes": tmp_path}, toy.stream)(model, toy.stream.experiences[0], False)
+
+
+def test_tiling_by_the_clip_repeats_each_second_as_often_as_the_clip_has_seconds(tmp_path):
+    tower = create("htsat", size="tiny")
+    rate = tower.info.sample_rate
+    longest = tower.info.max_samples // rate
+    sound = np.random.default_rng(0).normal(0, 0.1, (longest, rate)).astype(np.float32)
+    assert longest > 1
+    whole = AudioInput(tower, rate, "clip", tmp_path)
+    fixed = AudioInput(tower, rate, longest, None)
+    assert torch.equal(whole(sound, "content"), fixed(sound, None))
+    assert torch.equal(whole(sound, "content"), fixed(sound, None)), "from the cache"
+    assert whole.digest != fixed.digest
+    with pytest.raises(ConfigError, match=rf"tile is clip: {longest + 1} seconds; .* takes {longest} at most"):
+        whole(np.zeros((longest + 1, rate), np.float32), None)
+    with pytest.raises(ConfigError, match=f"tile is {longest + 1}: {longest + 1} seconds"):
+        AudioInput(tower, rate, longest + 1, None)

@@ -97,14 +97,14 @@ class TowerOptions(Options):
         size: ``full`` or ``tiny``.
         variant: a published size; ``null`` for the first.
         checkpoint: converted weights, or a file in the authors' layout.
-        tile: audio only: how often each second is repeated before the front end.
+        tile: audio only: how often each second is repeated before the front end; ``clip``: as often as a clip has seconds.
     """
 
     name: str
     size: Literal["full", "tiny"] = "tiny"
     variant: str | None = None
     checkpoint: Path | None = None
-    tile: PositiveInt = 1
+    tile: PositiveInt | Literal["clip"] = 1
 
 
 _TOWERS: dict[Literal["visual", "audio"], TowerOptions] = {

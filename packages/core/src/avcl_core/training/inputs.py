@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from avcl_core.data.frontcache import FrontendCache
 from avcl_core.errors import ConfigError
 from shared_backbones.tower import Tower, TowerInfo
+
+Tile = int | Literal["clip"]
 
 
 class Input(Protocol):
@@ -56,20 +58,26 @@ class AudioInput:
     Args:
         tower: the audio tower.
         rate: sample rate of the raw input in Hz.
-        tile: how often each second is repeated (AVMOE, PHP: as often as the clip has seconds).
+        tile: how often each second is repeated before the front end; ``clip``: as often as the clip has seconds (AVMOE).
         cache: folder that keeps the features by content, or ``None``.
     """
 
-    def __init__(self, tower: Tower, rate: int, tile: int, cache: Path | None) -> None:
+    def __init__(self, tower: Tower, rate: int, tile: Tile, cache: Path | None) -> None:
         if tower.info.sample_rate is None or tower.info.max_samples is None:
             raise ConfigError(f"towers.audio: {tower.info.name} is no audio tower")
-        if tile * tower.info.sample_rate > tower.info.max_samples:
-            longest = tower.info.max_samples // tower.info.sample_rate
-            raise ConfigError(f"towers.audio.tile is {tile}; {tower.info.name} takes {longest} seconds at most")
         self.tower, self.rate, self.tile, self.cache = tower, rate, tile, cache
-        self.target_rate = tower.info.sample_rate
-        self._shape = tuple(tower.frontend(torch.zeros(1, tile * self.target_rate)).shape[1:])
+        self.target_rate, self.longest = tower.info.sample_rate, tower.info.max_samples // tower.info.sample_rate
+        if tile != "clip":
+            self._repeats(1)
         self._caches: dict[int, FrontendCache] = {}
+
+    def _repeats(self, seconds: int) -> int:
+        repeats = seconds if self.tile == "clip" else int(self.tile)
+        if repeats > self.longest:
+            raise ConfigError(
+                f"towers.audio.tile is {self.tile}: {repeats} seconds; {self.tower.info.name} takes {self.longest} at most"
+            )
+        return repeats
 
     @property
     def digest(self) -> str:
@@ -83,7 +91,8 @@ class AudioInput:
             return torch.from_numpy(self._compute(raw))
         frames = len(raw)
         if frames not in self._caches:
-            self._caches[frames] = FrontendCache(self.cache, self.digest, (frames, *self._shape))
+            shape = self.tower.frontend(torch.zeros(1, self._repeats(frames) * self.target_rate)).shape[1:]
+            self._caches[frames] = FrontendCache(self.cache, self.digest, (frames, *shape))
         return torch.from_numpy(self._caches[frames].get(digest, lambda: self._compute(raw)))
 
     def _compute(self, raw: np.ndarray) -> np.ndarray:
@@ -91,7 +100,7 @@ class AudioInput:
             wave = torch.from_numpy(np.ascontiguousarray(raw, dtype=np.float32))
             if self.target_rate != self.rate:
                 wave = torchaudio.functional.resample(wave, self.rate, self.target_rate)
-            return self.tower.frontend(wave.repeat(1, self.tile)).numpy()
+            return self.tower.frontend(wave.repeat(1, self._repeats(len(wave)))).numpy()
 
 
 @contextmanager
@@ -106,7 +115,7 @@ def one_thread() -> Iterator[None]:
 
 
 def make_inputs(
-    towers: Mapping[str, Tower], tiles: Mapping[str, int], rate: int, cache: Path | None
+    towers: Mapping[str, Tower], tiles: Mapping[str, Tile], rate: int, cache: Path | None
 ) -> dict[str, Input]:
     """Return tower name → input transformation.
 
