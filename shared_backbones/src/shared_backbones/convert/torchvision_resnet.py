@@ -19,5 +19,9 @@ def translate(tensors: Tensors) -> tuple[str | None, Tensors, list[str]]:
 
 
 CONVERTER = Converter(
-    "resnet18", lambda names: {"conv1.weight", "bn1.weight", "layer4.1.conv2.weight"} <= names, translate
+    "resnet18",
+    lambda names: (
+        {"conv1.weight", "bn1.weight", "layer4.1.conv2.weight"} <= names and "layer1.0.conv3.weight" not in names
+    ),
+    translate,
 )
