@@ -16,8 +16,11 @@ INPUTS: dict[str, Callable[[int], Tensor]] = {
     "swin_v2": lambda b: torch.randn(b, 3, 64, 64),
     "clip_vit": lambda b: torch.randn(b, 3, 32, 32),
     "resnet18": lambda b: torch.randn(b, 3, 64, 64),
+    "resnet50": lambda b: torch.randn(b, 3, 64, 64),
+    "pvt_v2": lambda b: torch.randn(b, 3, 64, 64),
     "htsat": lambda b: 0.3 * torch.randn(b, 32000),
     "clap": lambda b: 0.3 * torch.randn(b, 8000),
+    "vggish": lambda b: 0.3 * torch.randn(b, 16000),
 }
 
 

@@ -174,8 +174,9 @@ def test_transformers_clip_and_its_gaps(file):
         load_converter("hf_clip").translate(tensors)
 
 
-def test_torchvision_resnet18(file):
-    oracle = torchvision.models.resnet18(weights=None).eval()
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_torchvision_resnets(name, file):
+    oracle = getattr(torchvision.models, name)(weights=None).eval()
     tensors = {
         name: tensor.abs() + 0.5 if name.endswith("running_var") else tensor + weight(name, *tensor.shape)
         for name, tensor in oracle.state_dict().items()
@@ -184,8 +185,8 @@ def test_torchvision_resnet18(file):
     oracle.load_state_dict(tensors, strict=False)
     torch.save(tensors, file, _use_new_zipfile_serialization=False)
     done = convert_in_process(file, file.with_name("out.safetensors"))
-    assert done.dropped == ("fc.bias", "fc.weight")
-    tower = create("resnet18", checkpoint=done.file)
+    assert (done.tower, done.dropped) == (name, ("fc.bias", "fc.weight"))
+    tower = create(name, checkpoint=done.file)
     x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     oracle.fc = torch.nn.Identity()
     with torch.no_grad():
@@ -205,5 +206,6 @@ def test_layout_of_another_tower_is_refused(file):
     with pytest.raises(WeightsError, match=r"unknown name 'htsad'; did you mean 'htsat'\?"):
         load_converter("htsad")
     assert set(formats()) == {
-        "hf_clap", "hf_clip", "htsat", "laion_clap", "openai_clip", "swin_v2", "torchvision_resnet",
+        "hf_clap", "hf_clip", "htsat", "laion_clap", "openai_clip", "pvt_v2", "swin_v2", "torchvision_resnet",
+        "torchvision_resnet50", "vggish", "vggish_pca",
     }  # fmt: skip

@@ -23,7 +23,7 @@ def test_importing_and_listing_is_light():
 
 
 def test_names():
-    assert {"swin_v2", "clip_vit", "htsat", "clap", "resnet18"} <= set(names())
+    assert {"swin_v2", "clip_vit", "htsat", "clap", "pvt_v2", "resnet18", "resnet50", "vggish"} <= set(names())
     assert names() == sorted(names())
 
 
@@ -38,6 +38,9 @@ def test_names():
         ("swin_v2", {"variant": "lerge"}, r"unknown variant 'lerge'; did you mean 'large'\?"),
         ("clip_vit", {"variant": "b33"}, r"unknown variant 'b33'; did you mean 'b32'\?"),
         ("swin_v2", {"size": "tiny", "variant": "base"}, "size='tiny' has one configuration"),
+        ("pvt_v2", {"variant": "b6"}, r"unknown variant 'b6'; did you mean 'b[0-5]'\?"),
+        ("pvt_v2", {"size": "tiny", "variant": "b0"}, "size='tiny' has one configuration"),
+        ("vggish", {"variant": "pca"}, "unknown override 'variant'"),
         ("clap", {"size": "tiny", "tokenizer": "x"}, "size='tiny' reads bytes"),
         ("htsat", {"pretrained": True}, "do not ship"),
         ("htsat", {"pretrained": True, "checkpoint": "x"}, "not both"),
@@ -81,7 +84,7 @@ def test_tiny_without_embedded_weights_names_the_command(embedded):
         create("htsat", size="tiny")
 
 
-@pytest.mark.parametrize("name", ["clap", "clip_vit", "htsat", "resnet18", "swin_v2"])
+@pytest.mark.parametrize("name", ["clap", "clip_vit", "htsat", "pvt_v2", "resnet18", "resnet50", "swin_v2", "vggish"])
 def test_embedded_weights_come_back(name, embedded, tiny, sample):
     tower = tiny(name, seed=3)
     file = save_embedded(tower, embedded, {"command": "test", "seed": 3})
@@ -132,3 +135,8 @@ def test_converted_file_with_wrong_tensors_lists_them(tmp_path, tiny):
     save_file(tensors, file, metadata={"tower": "resnet18", "variant": "tiny", "size": "tiny"})
     with pytest.raises(WeightsError, match=r"missing 1 keys: bn1\.weight; unknown 1 keys: extra\.weight"):
         create("resnet18", size="tiny", checkpoint=file)
+
+
+def test_resnet18_keeps_its_names_and_embedded_weights():
+    """Pinned from before its body was shared with other residual networks."""
+    assert create("resnet18", size="tiny").weights_digest().startswith("250054446c523802")

@@ -5,7 +5,7 @@ import torch
 
 from shared_backbones import create
 
-TOWERS = ["clap", "clip_vit", "htsat", "resnet18", "swin_v2"]
+TOWERS = ["clap", "clip_vit", "htsat", "pvt_v2", "resnet18", "resnet50", "swin_v2", "vggish"]
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -25,7 +25,7 @@ def test_frozen_tower_ignores_train_mode(name, tiny, sample):
     assert not any(p.requires_grad for p in tower.parameters())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "clap"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "clap"])
 def test_trainable_tower_obeys(name, sample):
     tower = create(name, size="tiny", pretrained=False, trainable=True)
     assert tower.trainable
@@ -75,7 +75,7 @@ def test_weights_digest_sees_every_tensor(tiny):
 def test_frontend_digests_tell_front_ends_apart():
     digests = {name: create(name, size="tiny", pretrained=False).frontend_digest for name in TOWERS}
     # Same image size, mean and standard deviation: the same features.
-    assert digests["resnet18"] == digests["swin_v2"]
-    assert len(set(digests.values())) == 4
+    assert digests["resnet18"] == digests["resnet50"] == digests["pvt_v2"] == digests["swin_v2"]
+    assert len(set(digests.values())) == 5
     # Pinned: caches keyed by it must survive a release that does not touch the front end.
     assert digests["htsat"] == "e1406f98e8414cc760b78570dcb1ca215abeb54ab152d2957984eba0c6b35a8f"

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from shared_backbones.windows import from_windows, to_windows, window_attention
 
-ATTENTION = ["clap", "clip_vit", "htsat", "swin_v2"]
+ATTENTION = ["clap", "clip_vit", "htsat", "pvt_v2", "swin_v2"]
 
 
 def subs_of(tower, kind):

@@ -8,7 +8,7 @@ import os
 import pkgutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,11 +27,13 @@ class Converter:
 
     ``recognise``: do these key names look like this layout? ``translate``: the tower's variant, its tensors under the
     tower's own names (a key that the layout does not know keeps its name and is reported), and the names dropped on purpose.
+    ``shapes``: what a table must hold that comes beside a tower's weights; None for the weights themselves.
     """
 
     tower: str
     recognise: Callable[[set[str]], bool]
     translate: Callable[[Tensors], tuple[str | None, Tensors, list[str]]]
+    shapes: Mapping[str, tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,15 @@ def convert_in_process(
     if tower is not None and chosen.tower != tower:
         raise WeightsError(f"{source}: holds weights of tower {chosen.tower}, asked for {tower}")
     variant, translated, dropped = chosen.translate(tensors)
-    expected = build(chosen.tower, "full", {"variant": variant} if variant else {}, device="meta")
-    if faults := compare(expected.net.state_dict(), translated):
+    if chosen.shapes is None:
+        tower_itself = build(chosen.tower, "full", {"variant": variant} if variant else {}, device="meta")
+        expected, label = tower_itself.net.state_dict(), tower_itself.info.variant
+    else:
+        expected = {key: torch.empty(shape, device="meta") for key, shape in chosen.shapes.items()}
+        label = variant or name
+    if faults := compare(expected, translated):
         raise WeightsError(f"{source}: not the layout {name} of tower {chosen.tower}: {'; '.join(faults)}")
     digest = sha256_of(source)
-    label = expected.info.variant
     metadata = {
         "tower": chosen.tower, "size": "full", "variant": label, "converter": name, "source": source.name, "source_sha256": digest,
     }  # fmt: skip

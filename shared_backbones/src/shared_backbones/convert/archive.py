@@ -9,6 +9,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ NESTS = ("state_dict", "model")
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint under its own names, on the CPU; a table nested under ``state_dict`` or ``model`` is entered.
 
-    Raises WeightsError where the file is none of the known kinds or holds no named tensors.
+    Arrays of numpy count as tensors (VGGish's parameters of its post-processing are some). Raises WeightsError where the file is none of the known kinds or holds no named tensors.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -36,7 +37,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         content = _read_zip(path)
     else:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_ARRAY_PARTS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise WeightsError(f"{path}: neither safetensors nor a torch file of tensors ({reason})") from None
@@ -57,7 +59,12 @@ def _named_tensors(content: Any) -> dict[str, Tensor]:
             break
     if not isinstance(content, dict):
         return {}
-    return {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+    arrays = {
+        name: torch.from_numpy(value.copy())
+        for name, value in content.items()
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+    }
+    return {str(name): value.detach() for name, value in (content | arrays).items() if isinstance(value, Tensor)}
 
 
 def _script_tensors(module: Inert, prefix: str = "") -> dict[str, Tensor]:
@@ -128,7 +135,27 @@ def _parameter(data: Any, *rest: Any) -> Any:
     return data if isinstance(data, Tensor) else Inert()
 
 
+# An array of numpy is rebuilt from its parts: numbers, or objects that were themselves refused.
+_rebuild_array = np.empty(0).__reduce__()[0]
+_ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+_ARRAY_PARTS: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *((_rebuild_array, f"{module}._reconstruct") for module in _ARRAY_MODULES),
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
+]
+
+
+def _latin1(text: Any, encoding: Any) -> Any:
+    """How the older pickles write bytes."""
+    return text.encode("latin1") if isinstance(text, str) and encoding == "latin1" else Inert()
+
+
 _ADMITTED: dict[tuple[str, str], Any] = {
+    **{(module, "_reconstruct"): _rebuild_array for module in _ARRAY_MODULES},
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
