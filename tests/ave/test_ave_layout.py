@@ -1,7 +1,6 @@
 """What is wrong across AVE's rows and files is a problem with file, line and severity; `clean` removes leaking rows."""
 
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,6 @@ import pytest
 from avcl_ave import plugin
 from avcl_ave.annotations import read_annotations
 from avcl_ave.dataset import EventData
-from avcl_ave.redundant import compare_redundant
 from avcl_core.errors import DataError
 
 
@@ -134,43 +132,34 @@ def test_an_id_in_two_splits(copy):
         EventData(stub(copy), "clean")
 
 
-def test_redundant_files_are_compared_or_named(copy, monkeypatch):
-    (copy / "labels.h5").touch()
-    monkeypatch.setitem(sys.modules, "h5py", None)
-    assert found(copy) == [("labels.h5", "", "content", "warning")]
-
-    annotations = read_annotations(
-        copy / "Annotations.txt", {split: copy / f"{split}Set.txt" for split in ("train", "val", "test")}
-    )
-    ids = [row.video for row in annotations.rows]
-    order = np.array([ids.index(row.video) for row in annotations.splits["train"]])
-    events = np.zeros((len(ids), 10))
-    for place, row in enumerate(annotations.rows):
+def test_redundant_files_are_compared(copy):
+    h5py = pytest.importorskip("h5py")
+    splits = ("train", "val", "test")
+    rows = read_annotations(copy / "Annotations.txt", {split: copy / f"{split}Set.txt" for split in splits})
+    ids, places = [row.video for row in rows.rows], np.arange(len(rows.rows))
+    classes = np.array([rows.classes.index(row.category) for row in rows.rows])
+    events = np.zeros((len(ids), 10), int)
+    for place, row in enumerate(rows.rows):
         events[place, row.start : row.end] = 1
-    content = {"train_order.h5": {"order": order}, "labels_closs.h5": {"avadataset": events}, "labels.h5": {}}
+    labels = np.zeros((len(ids), 10, 9), np.float32)
+    labels[places[:, None], np.arange(10), np.where(events, classes[:, None], 8)] = 1
+    clip = np.zeros((len(ids), 9))
+    clip[places, classes] = 1
+    content = {"labels": labels, "labels_closs": events, "mil_labels": clip}
+    content |= {f"{split}_order": np.array([ids.index(row.video) for row in rows.splits[split]]) for split in splits}
 
-    class File:
-        def __init__(self, path, mode):
-            self.content = content[Path(path).name]
+    def written(**changed):
+        for name, values in (content | changed).items():
+            with h5py.File(copy / f"{name}.h5", "w") as file:
+                file["order" if name.endswith("order") else "avadataset"] = values
+        return [(Path(p.file).name, p.record, p.severity) for p in plugin.layout(copy).problems]
 
-        def __enter__(self):
-            return self.content
-
-        def __exit__(self, *error):
-            return None
-
-    monkeypatch.setitem(sys.modules, "h5py", SimpleNamespace(File=File))
-    for name in content:
-        (copy / name).touch()
-    compare = lambda: compare_redundant(copy, annotations.rows, annotations.splits)  # noqa: E731
-    assert [(Path(p.file).name, p.field, p.severity) for p in compare()] == [("labels.h5", "avadataset", "error")]
-    events[4] = 1 - events[4]
-    order[[1, 2]] = order[[2, 1]]
-    assert [(Path(p.file).name, p.record) for p in compare()] == [
-        ("labels.h5", ""),
-        ("labels_closs.h5", "row 4"),
-        ("train_order.h5", "row 1"),
-    ]
+    assert written() == []
+    for name, place in {"labels": (5, 3), "labels_closs": (4, 9), "mil_labels": (2, 8), "train_order": (1,)}.items():
+        wrong = content[name].copy()
+        wrong[place] = 1 - wrong[place] if name != "train_order" else 7
+        assert written(**{name: wrong}) == [(f"{name}.h5", f"row {place[0]}", "error")]
+        assert written(**{name: content[name][1:]}) == [(f"{name}.h5", "", "error")]
 
 
 @pytest.mark.realdata

@@ -1,0 +1,42 @@
+"""The shipped configurations are valid, and those of the published settings have the published sizes."""
+
+import pytest
+
+from avcl_core.config.load import read
+from avcl_core.config.presets import find_config, preset_folder
+from avcl_core.config.run import load_run
+
+
+def load(name: str, *overrides: str):
+    return load_run(read(find_config(name, "avcl_ave"), list(overrides)))
+
+
+def test_every_shipped_configuration_has_a_case_here():
+    assert {path.stem for path in preset_folder("avcl_ave").glob("*.yaml")} == {
+        "embedded",
+        "digits",
+        "supervised",
+        "weak",
+    }
+
+
+@pytest.mark.parametrize("name", ["supervised", "weak"])
+def test_published_settings(name):
+    options, parts = load(name)
+    assert (parts.tasks["ave"].setting, parts.tasks["ave"].width) == (name, 256)
+    assert {n: (t.name, t.size) for n, t in options.towers.items()} == {
+        "visual": ("swin_v2", "full"),
+        "audio": ("htsat", "full"),
+    }
+    assert options.towers["audio"].tile == 10
+    assert options.data.world is None
+    training = options.training
+    assert (training.lr, training.epochs, training.batch_size, training.micro_batch) == (5e-4, 50, 16, 2)
+    assert (training.weight_decay, training.clip, training.selection) == (0.0, None, "best")
+
+
+def test_small_configurations():
+    for name, given in (("embedded", ()), ("digits", ("data.world.images=images", "data.world.sounds=sounds"))):
+        options, parts = load(name, *given)
+        assert (parts.tasks["ave"].setting, parts.tasks["ave"].width) == ("supervised", 64)
+        assert {tower.size for tower in options.towers.values()} == {"tiny"}
