@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from avcl.report.comparison import Group, StreamComparison, compare
 from avcl.report.comparison_figures import comparison_figures
+from avcl.report.examples import run_examples
 from avcl.report.figures import above_control, control_of, run_figures
 from avcl.report.style import inline
 from avcl_core.evaluation.record import RunRecord
@@ -47,6 +48,7 @@ def render_run(folder: Path, out: Path | None = None) -> Path:
     record = RunRecord.load(folder)
     summary = summarise(record)
     figures = run_figures(record, summary)
+    examples = run_examples(folder, summary, record.samples)
     target = folder / "results" / "figures"
     target.mkdir(parents=True, exist_ok=True)
     for name, svg in figures.items():
@@ -61,6 +63,7 @@ def render_run(folder: Path, out: Path | None = None) -> Path:
                 name: Markup(inline(svg, f"{name}: {summary.stream}, {summary.method}"))
                 for name, svg in figures.items()
             },
+            examples=examples,
             bars={test.name: _bar(test) for test in summary.tests},
             blocks=[_block(summary, test) for test in summary.tests],
             reasons=list(dict.fromkeys(d.reason for d in summary.definitions if d.value is None)),
