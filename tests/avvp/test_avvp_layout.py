@@ -41,7 +41,7 @@ def found(root: Path) -> list[tuple[str, str, str, str]]:
 def stub(folder: Path, **other: str) -> SimpleNamespace:
     """Label files as prepared data offers them, without media."""
     names = {**FILES, **other}
-    return SimpleNamespace(layout="avvp", folder=folder, annotation=lambda name: folder / names[name])
+    return SimpleNamespace(layout="avvp", folder=folder, extras=(), annotation=lambda name: folder / names[name])
 
 
 def test_labels_folder_frames_and_waves_are_a_variant_of_the_layout(copy):
@@ -170,7 +170,7 @@ def test_real_llp_as_the_forks_ship_it_is_repaired_by_clean_and_needed_by_paper(
     shipped, repaired = stub(folder, audio="AVVP_eval_audio_as_in_forks.csv"), stub(folder)
     clean, paper, same = ParsingData(shipped, "clean"), ParsingData(shipped, "paper"), ParsingData(repaired, "clean")
     assert [len(clean.keys(split)) for split in ("train", "val", "test")] == [10_000, 649, 1_200]
-    assert clean.note == "audio ground truth: 3 corrupted rows repaired"
+    assert clean.note == "audio ground truth: 3 corrupted rows repaired; no motion features"
     names = clean.keys("test")
     for data, name in ((clean, ""), (same, ""), (paper, "_as_in_forks")):
         expected = segment_labels(folder / f"AVVP_eval_audio{name}.csv", names)
@@ -187,6 +187,8 @@ def test_a_partly_repaired_file_is_refused_by_paper(real_data, tmp_path):
         shutil.copy(folder / name, tmp_path / name)
     text = (folder / "AVVP_eval_audio_as_in_forks.csv").read_text().replace("KvIjsmANkxI_10_20`", "KvIjsmANkxI_10_20")
     (tmp_path / "AVVP_eval_audio.csv").write_text(text)
-    assert ParsingData(stub(tmp_path), "clean").note == "audio ground truth: 2 corrupted rows repaired"
+    assert (
+        ParsingData(stub(tmp_path), "clean").note == "audio ground truth: 2 corrupted rows repaired; no motion features"
+    )
     with pytest.raises(DataError, match="2 of the corrupted rows"):
         ParsingData(stub(tmp_path), "paper")

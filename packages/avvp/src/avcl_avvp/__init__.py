@@ -1,12 +1,27 @@
 """AVVP: weakly supervised audio-visual video parsing as a task package."""
 
+from typing import Literal
+
+from pydantic import Field
+
 from avcl_core.config.options import Options
 from avcl_core.plugins import TaskPackage, late
 from avcl_core.world.writer import WorldSize
 
 
 class ParsingOptions(Options):
-    """Options of the task: there are none."""
+    """Options of the task.
+
+    Attributes:
+        head: ``mgn``, the published grouping head; or ``mmil``, attentive multiple-instance pooling.
+        width: width d of the head; 128 as published, every layer of it scales along.
+        motion: r2plus1d_18 features beside the visual tower: ``null`` uses them where the prepared data have them, ``true``
+            refuses data without them, ``false`` leaves them out.
+    """
+
+    head: Literal["mgn", "mmil"] = "mgn"
+    width: int = Field(default=128, gt=0, multiple_of=8)
+    motion: bool | None = None
 
 
 plugin = TaskPackage(

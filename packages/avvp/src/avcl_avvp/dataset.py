@@ -11,6 +11,7 @@ from avcl_avvp.annotations import Annotations, read_annotations
 from avcl_avvp.data import DenseRow, WeakRow, mark_seconds, multi_hot
 from avcl_avvp.defects import CORRUPTED, LOST, is_llp, repair
 from avcl_avvp.layout import DENSE_FILES, WEAK_FILES
+from avcl_avvp.motion import FOLDER, MOTION, origin
 from avcl_core.data.prepared import Prepared
 from avcl_core.data.problems import Problem, broken
 from avcl_core.data.records import refuse_errors
@@ -26,13 +27,14 @@ class ParsingData:
     Args:
         prepared: a data set that was prepared from LLP's layout.
         protocol: ``clean`` or ``paper``.
+        motion: whether samples bring the clips' motion features; ``None``: where the prepared data have them.
 
     Raises:
         DataError: the label files have an error; `clean` meets a row that belongs to no video beyond the known ones;
-            `paper` meets the repaired file; or the data set is another one.
+            `paper` meets the repaired file; the data set is another one; or ``motion`` is asked for and not there.
     """
 
-    def __init__(self, prepared: Prepared, protocol: str) -> None:
+    def __init__(self, prepared: Prepared, protocol: str, motion: bool | None = None) -> None:
         if prepared.layout != "avvp":
             raise broken(prepared.folder, "layout", prepared.layout, "avvp", "name the folder of prepared LLP data")
         weak = {split: prepared.annotation(split) for split in WEAK_FILES}
@@ -42,7 +44,9 @@ class ParsingData:
         self.prepared, self.protocol = prepared, protocol
         self.classes = found.classes
         self._videos = {split: {row.name: row for row in rows} for split, rows in found.weak.items()}
-        audio, self.note = ground_truth(found, protocol, str(dense["audio"]))
+        audio, truth = ground_truth(found, protocol, str(dense["audio"]))
+        self.motion = _uses_motion(prepared, motion)
+        self.note = "; ".join(filter(None, (truth, self._motion_note(found))))
         self._dense: dict[str, dict[str, np.ndarray]] = {}
         names = sorted(found.judged())
         for modality, rows in {**found.dense, "audio": audio}.items():
@@ -58,7 +62,24 @@ class ParsingData:
     def split(self, split: str) -> ParsingClips:
         """Return the videos of a split; those of training have no dense labels."""
         dense = {} if split == "train" else self._dense
-        return ParsingClips(self.prepared, len(self.classes), self._videos[split], dense)
+        return ParsingClips(self.prepared, len(self.classes), self._videos[split], dense, self.motion)
+
+    def _motion_note(self, found: Annotations) -> str:
+        """Say whose motion features there are, and of LLP also that there are none."""
+        if self.motion:
+            recorded = f"annotations/{MOTION}.json" in self.prepared.manifest["files"]
+            return origin(self.prepared.annotation(MOTION) if recorded else None)
+        return "no motion features" if is_llp([row.name for row in found.weak["test"]]) else ""
+
+
+def _uses_motion(prepared: Prepared, asked: bool | None) -> bool:
+    there = MOTION in prepared.extras
+    if asked and not there:
+        action = (
+            f"put {FOLDER}/<id>.npy below LLP_dataset (avvp features makes them) and prepare again, or set motion: null"
+        )
+        raise broken(prepared.folder, MOTION, "none", "features of every clip", action)
+    return there if asked is None else asked
 
 
 def ground_truth(found: Annotations, protocol: str, file: str) -> tuple[list[DenseRow], str]:
@@ -101,12 +122,15 @@ class ParsingClips:
     classes: int
     rows: Mapping[str, WeakRow]
     dense: Mapping[str, Mapping[str, np.ndarray]]
-    augments: bool = False
+    motion: bool = False
+    drawn: frozenset[str] = frozenset()
 
     def inputs(self, key: str, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """Return ``visual`` uint8 ``[10, H, W, 3]`` and ``audio`` float32 ``[10, 32000]``; DataError for a broken clip."""
+        """Return ``visual`` uint8 ``[10, H, W, 3]``, ``audio`` float32 ``[10, 32000]`` and, where samples have it, ``motion``
+        float32 ``[10, 512]``; DataError for a broken clip."""
         video = self.rows[key].video
-        return {"visual": self.prepared.frames(video), "audio": self.prepared.wave(video)}
+        motion = {MOTION: self.prepared.extra(MOTION, video)} if self.motion else {}
+        return {"visual": self.prepared.frames(video), "audio": self.prepared.wave(video), **motion}
 
     def targets(self, key: str) -> dict[str, np.ndarray]:
         """Return ``labels`` ``[C]`` and, outside training, ``audio`` and ``visual`` ``[C, 10]``; 0 or 1."""
@@ -114,5 +138,5 @@ class ParsingClips:
         return {"labels": multi_hot(self.rows[key], self.classes).astype(np.uint8), **dense}
 
     def digest(self, key: str) -> str:
-        """Return the digest of the clip's frames and sound; DataError for a broken clip."""
+        """Return the digest of the clip's arrays; DataError for a broken clip."""
         return self.prepared.sample_digest(self.rows[key].video)

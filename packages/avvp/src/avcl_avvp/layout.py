@@ -7,6 +7,7 @@ from pathlib import Path
 
 from avcl_avvp.annotations import read_annotations
 from avcl_avvp.data import SECONDS
+from avcl_avvp.motion import with_motion
 from avcl_core.data.frames import IMAGES
 from avcl_core.data.layout import ClipSource, Layout, MediaFolders, find_clips
 from avcl_core.data.problems import Problem
@@ -24,7 +25,8 @@ def layout(root: Path) -> Layout:
     """Return LLP's clips and label files below ``root``; every malformed record is one of its ``problems``.
 
     Label files lie in ``root`` or ``root/labels``; media in ``LLP_dataset`` there (or directly in ``root``):
-    ``video/<id>.mp4``, or ``frame/<id>/`` with ten images and ``wave/<id>.npy``.
+    ``video/<id>.mp4``, or ``frame/<id>/`` with ten images and ``wave/<id>.npy``; and, for all clips or none, motion features
+    ``feats/r2plus1d_18/<id>.npy``.
     """
     root = Path(root)
     labels = next((folder for folder in (root, root / "labels") if (folder / WEAK_FILES["train"]).is_file()), root)
@@ -37,7 +39,8 @@ def layout(root: Path) -> Layout:
     base = root / MEDIA if (root / MEDIA).is_dir() else root
     videos = dict.fromkeys(row.video for part in found.weak.values() for row in part)
     clips, missing = find_clips(base, videos, FOLDERS, "middle", SECONDS)
-    return Layout("avvp", clips, paths, (*found.problems, *_frame_counts(clips), *missing))
+    clips, record, spare = with_motion(base, clips)
+    return Layout("avvp", clips, {**paths, **record}, (*found.problems, *_frame_counts(clips), *missing, *spare))
 
 
 def _frame_counts(clips: Iterable[ClipSource]) -> list[Problem]:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from avcl_avvp import ParsingOptions
 from avcl_avvp.dataset import ParsingData
-from avcl_avvp.head import MODALITIES, PoolingHead
 from avcl_avvp.metrics import parsing_f_scores
+from avcl_avvp.mgn import GroupingHead
+from avcl_avvp.mmil import PoolingHead
 from avcl_core.batch import Outputs
-from avcl_core.config.options import Options
 from avcl_core.data.prepared import Prepared
+from avcl_core.evaluation.examples import Example, Timeline, TimelineRow
 from avcl_core.features import FeatureSpec
 from avcl_core.stream import Experience
 from avcl_core.task import Dataset, Kind, Prediction, Task
 
+MODALITIES = ("audio", "visual")
+"""The two modalities in which events are parsed."""
+HEADS = {"mgn": GroupingHead, "mmil": PoolingHead}
+THRESHOLD = 0.5
+LARGEST = math.log((1 - 1e-7) / 1e-7)
+"""Logits of videos are clamped to ± this in the loss: probabilities to [1e-7, 1 − 1e-7]."""
 VISUAL_SMOOTHING = 0.1
 """A video label says less about what is seen: its visual target is (1 − s)·y + s/2 (Tian et al., ECCV 2020)."""
 _BLOCK = {
@@ -33,24 +43,31 @@ _BLOCK = {
 class VideoParsing(Task):
     """Weakly supervised audio-visual video parsing.
 
-    Outputs: ``audio``, ``visual`` ``[b, T, C]`` per second and ``clip_audio``, ``clip_visual``, ``clip`` ``[b, C]`` per
-    video, logits. Targets: ``labels`` ``[b, C]`` (weak, all that training has) and, for validation and test, the dense
+    Outputs: ``clip``, ``clip_audio``, ``clip_visual`` ``[b, C]``, logits per video; ``audio``, ``visual`` ``[b, T, C]``, values
+    per second that stand for probabilities but may exceed 1 (:class:`GroupingHead`), hence no logits; from heads with class
+    tokens also their class logits ``class_audio``, ``class_visual`` ``[b, C, C]``, which are the same for every sample and so
+    are none of the ``fields`` that distillation and dark replay keep per sample. Targets: ``labels`` ``[b, C]`` (weak, all that training has) and, for validation and test, the dense
     ``audio`` and ``visual`` ``[b, C, T]``. Predictions: ``audio`` and ``visual`` ``[b, C, T]``, 0 or 1.
+
+    Args:
+        data: LLP under a protocol.
+        head: ``mgn`` or ``mmil``.
+        width: width of the head, 128 as published.
     """
 
     name = "avvp"
     primary: ClassVar[str] = "segment_type_av"
     oracles: ClassVar[frozenset[str]] = frozenset({"true weak labels on every second"})
     fields: Mapping[str, Kind] = {
-        "audio": "labels",
-        "visual": "labels",
+        "clip": "labels",
         "clip_audio": "labels",
         "clip_visual": "labels",
-        "clip": "labels",
+        "audio": "value",
+        "visual": "value",
     }
 
-    def __init__(self, data: ParsingData) -> None:
-        self.data = data
+    def __init__(self, data: ParsingData, head: str = "mgn", width: int = 128) -> None:
+        self.data, self.head_class, self.width = data, HEADS[head], width
         self.labels = data.classes
         self.splits_note = data.note
 
@@ -64,35 +81,48 @@ class VideoParsing(Task):
         return self.data.split(split)
 
     def head(self, spec: FeatureSpec, experience: Experience) -> nn.Module:
-        """Return a :class:`PoolingHead` over all classes."""
-        return PoolingHead(spec, len(self.labels))
+        """Return the chosen head over all classes."""
+        return self.head_class(spec, len(self.labels), self.width, self.data.motion)
 
     def nll(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> Tensor:
-        """Return per video the sum of three binary cross-entropies, each a mean over classes ``[b]``."""
-        parts = self._parts(outputs, targets)
-        return parts["video"] + parts["audio"] + parts["visual"]
+        """Return the sum of :meth:`parts` per video ``[b]``."""
+        return torch.stack([*self.parts(outputs, targets).values()]).sum(0)
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return BCE(p, y) + BCE(p_audio, y) + BCE(p_visual, 0.9y + 0.05) by part (tasks.md 2.5), means over videos."""
-        return {name: part.mean() for name, part in self._parts(outputs, targets).items()}
+        """Return the means over videos of :meth:`parts`."""
+        return {name: part.mean() for name, part in self.parts(outputs, targets).items()}
 
     def units(self, targets: Mapping[str, Tensor]) -> int:
         """Return the number of videos."""
         return len(targets["labels"])
 
-    def _parts(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def parts(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parts of the loss per video, ``[b]`` each (tasks.md 2.5).
+
+        BCE(p, y), BCE(p_audio, y) and BCE(p_visual, 0.9y + 0.05), means over classes, with probabilities clamped to
+        [1e-7, 1 − 1e-7]; and, from heads with class tokens, the cross-entropy of the audio and the visual tokens' logits with
+        their own class, means over tokens, equal for all videos.
+        """
         weak = targets["labels"].to(outputs["clip"].dtype)
         smooth = (1 - VISUAL_SMOOTHING) * weak + VISUAL_SMOOTHING / 2
         pairs = {"video": ("clip", weak), "audio": ("clip_audio", weak), "visual": ("clip_visual", smooth)}
-        return {
-            part: functional.binary_cross_entropy_with_logits(outputs[name], target, reduction="none").mean(1)
-            for part, (name, target) in pairs.items()
-        }
+        parts = {}
+        for part, (name, target) in pairs.items():
+            logits = outputs[name].clamp(-LARGEST, LARGEST)
+            parts[part] = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
+        for name in MODALITIES:
+            if f"class_{name}" in outputs:
+                logits = outputs[f"class_{name}"]
+                own = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
+                parts[f"{name}_tokens"] = functional.cross_entropy(logits.transpose(1, 2), own, reduction="none").mean(
+                    1
+                )
+        return parts
 
     def decode(self, outputs: Outputs) -> dict[str, Tensor]:
         """Return per modality [P_m ≥ 0.5] ∧ [p ≥ 0.5] as uint8 ``[b, C, T]`` (tasks.md 2.6)."""
-        in_video = outputs["clip"][:, :, None] >= 0
-        return {name: ((outputs[name].transpose(1, 2) >= 0) & in_video).byte() for name in MODALITIES}
+        in_video = outputs["clip"].sigmoid()[:, :, None] >= THRESHOLD
+        return {name: ((outputs[name].transpose(1, 2) >= THRESHOLD) & in_video).byte() for name in MODALITIES}
 
     def score(self, predictions: Mapping[str, Prediction], targets: Mapping[str, Prediction]) -> dict[str, float]:
         """Return the ten F-scores of :func:`parsing_f_scores` in percent.
@@ -146,7 +176,23 @@ class VideoParsing(Task):
             for name, label in _BLOCK.items()
         ]
 
+    def examples(
+        self, predictions: Mapping[str, Prediction], targets: Mapping[str, Prediction], dataset: Dataset
+    ) -> Sequence[Example]:
+        """Return a time line per video: a row for each event that is true or predicted, as heard and as seen."""
+        return [self._timeline(key, predictions[key], target) for key, target in targets.items()]
 
-def build(options: Options, prepared: Prepared, protocol: str) -> VideoParsing:
+    def _timeline(self, key: str, predicted: Prediction, true: Prediction) -> Timeline:
+        rows = []
+        for index, label in enumerate(self.labels):
+            for name, how in zip(MODALITIES, ("heard", "seen"), strict=True):
+                truth, found = (tuple(int(value) for value in side[name][index]) for side in (true, predicted))
+                if any(truth) or any(found):
+                    rows.append(TimelineRow(f"{label} ({how})", truth, found))
+        present = ", ".join(label for label, value in zip(self.labels, true["labels"], strict=True) if value)
+        return Timeline(key, f"{key}: {present}", tuple(rows))
+
+
+def build(options: ParsingOptions, prepared: Prepared, protocol: str) -> VideoParsing:
     """Return the task over prepared data, as the package's plug-in builds it."""
-    return VideoParsing(ParsingData(prepared, protocol))
+    return VideoParsing(ParsingData(prepared, protocol, options.motion), options.head, options.width)
