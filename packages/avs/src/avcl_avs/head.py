@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 from torch.nn import functional
 
+from avcl_avs.data import EDGE, Setting
 from avcl_avs.fpn import Decoder
 from avcl_avs.losses import audio_visual_match
 from avcl_avs.necks import DilatedNeck, LinearNeck
@@ -17,11 +16,9 @@ from avcl_core.batch import Batch, Outputs
 from avcl_core.errors import ConfigError
 from avcl_core.features import Features, FeatureSpec, TokenShape
 
-EDGE = 224
-"""Edge of the masks of the data set in pixels."""
 SCALES = (4, 8, 16, 32)
 """By how much each map is smaller than the decoded mask, finest first."""
-GATING: dict[Literal["s4", "ms3"], float] = {"s4": 0.05, "ms3": 0.1}
+GATING: dict[Setting, float] = {"s4": 0.05, "ms3": 0.1}
 """γ of the temporal gates by setting (tasks.md 3.3)."""
 
 
