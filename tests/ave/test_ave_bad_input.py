@@ -134,6 +134,11 @@ def test_unknown_class_of_a_split_names_the_nearest(published):
 
 
 def test_unreadable_categories_are_one_problem_not_one_per_row(published):
+    own = "Whistle&ddddddddddd&good&0&1"
+    write(published, "Annotations.txt", [*TABLE, own])
+    write(published, "testSet.txt", [TABLE[2], own])
+    shutil.copytree(published / "frames" / ("a" * 11), published / "frames" / ("d" * 11))
+    shutil.copy(published / "wave" / f"{'a' * 11}.npy", published / "wave" / f"{'d' * 11}.npy")
     (published / "categories.txt").write_bytes(b"Church bell\n\xff\n")
     (found,) = plugin.layout(published).problems
     assert (Path(found.file).name, found.record, found.field) == ("categories.txt", "line 2", "encoding")
@@ -213,7 +218,7 @@ def test_order_files_stand_for_missing_split_files(published, tmp_path, hdf5):
         ([-1], "line 1", "-1"),
         ([0.0], "", "float64 of shape (1,)"),
         ([[0]], "", "int64 of shape (1, 1)"),
-        ([], "", "float64 of shape (0,)"),
+        (np.zeros(0, int), "", "int64 of shape (0,)"),
     ],
 )
 def test_wrong_order_files_are_named(published, hdf5, order, record, found):

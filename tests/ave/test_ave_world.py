@@ -6,6 +6,7 @@ import pytest
 from avcl_ave import EventOptions, plugin
 from avcl_ave.world import compose, scene
 from avcl_core.errors import ConfigError, DataError
+from avcl_core.features import FeatureSpec, TokenShape
 from avcl_core.testing import check_task, toy_towers
 from avcl_core.world.procedural import ProceduralBank
 from avcl_core.world.writer import WorldSize, read_scenes
@@ -36,6 +37,15 @@ def test_labels_are_those_of_the_scenes(ave_root, ave_prepared, protocol):
             assert key == f"{clip.id}#{int(targets['event']):02d}"
             # No other class is audible and visible at once: the clip has exactly one audio-visual event.
             assert [cls for cls in clip.classes if clip.both(cls).any()] == [event]
+
+
+@pytest.mark.parametrize("setting", ["supervised", "weak"])
+def test_options_reach_the_head(ave_prepared, setting):
+    task = plugin.build(EventOptions(setting=setting, width=16), ave_prepared, "clean")
+    spec = FeatureSpec({name: TokenShape((2, 2), 12) for name in ("visual", "audio")}, {"visual": (), "audio": ()})
+    head = task.head(spec, task.experiences()[0])
+    assert type(head).__name__ == {"supervised": "EventHead", "weak": "WeakEventHead"}[setting]
+    assert {tuple(p.shape) for n, p in head.named_parameters() if n.endswith("_scores.weight")} == {(8, 16)}
 
 
 def test_inputs_have_the_shapes_of_the_interface(ave_prepared):
