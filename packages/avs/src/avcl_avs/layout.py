@@ -98,7 +98,7 @@ def layout(root: Path, waves: Path | None = None) -> Layout:
 def metadata_below(root: Path) -> tuple[dict[Setting, Path], Path | None]:
     """Return the metadata file of every setting below ``root``, and the ``categories.txt`` of a generated world."""
     places: dict[Setting, Path] = {setting: root / PARTS[setting].metadata for setting in SETTINGS}
-    metadata = {setting: path for setting, path in places.items() if path.is_file()}
+    metadata: dict[Setting, Path] = {setting: path for setting, path in places.items() if path.is_file()}
     beside = [path.with_name(CATEGORIES) for path in metadata.values()]
     return metadata, next((path for path in beside if path.is_file()), None)
 

@@ -18,7 +18,7 @@ def encode(prob: Tensor) -> Tensor:
     A level is the number of thresholds that are at or below the probability, less one, plus one above 1/2. The interval that
     begins at 1/2 is the only one that falls into two levels (exactly 1/2 and more), so both numbers can be read back.
     """
-    value = prob.float()
+    value = prob.float().contiguous()
     reached = torch.bucketize(value, THRESHOLDS.to(value.device), right=True)
     return (reached - 1 + (value > 0.5)).to(torch.uint8)
 

@@ -44,7 +44,7 @@ def sounding_masks(scene: Scene, bank: SourceBank, size: int | None = None) -> n
     """Return where something is both seen and heard, bool ``[5, size, size]``: the target of the task."""
     shown = masks(scene, bank, size, TIMES)
     heard = np.array([mask_of(source.audible, SECONDS) for source in scene.sources])
-    return np.any(shown & heard[:, :, None, None], axis=0, keepdims=True)[0]
+    return np.logical_or.reduce(shown & heard[:, :, None, None], axis=0)
 
 
 def write_clip(clip: Clip, root: Path, bank: SourceBank) -> dict[str, str]:
