@@ -38,5 +38,5 @@ def test_published_settings(name):
 def test_small_configurations():
     for name, given in (("embedded", ()), ("digits", ("data.world.images=images", "data.world.sounds=sounds"))):
         options, parts = load(name, *given)
-        assert (parts.tasks["ave"].setting, parts.tasks["ave"].width) == ("supervised", 64)
+        assert (parts.tasks["ave"].setting, parts.tasks["ave"].width) == ("supervised", 128)
         assert {tower.size for tower in options.towers.values()} == {"tiny"}
