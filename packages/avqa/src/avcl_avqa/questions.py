@@ -98,39 +98,40 @@ def level(source: Source) -> float:
 
 
 def balanced(
-    scenes: Sequence[Scene], names: Mapping[str, str], each: int, rng: np.random.Generator
+    scenes: Sequence[Scene], names: Mapping[str, str], count: int, rng: np.random.Generator
 ) -> list[list[Question]]:
-    """Return ``each`` questions per type for every scene (fewer where a scene settles fewer).
+    """Return ``count`` questions of different types for every scene (fewer where a scene settles fewer).
 
-    Of a type's questions, those with the rarest template so far and then the rarest answer to it are taken, and none whose yes or
-    no leads by :data:`LEAD` already, so that neither the template nor its most frequent answer tells much.
+    The rarest types so far come first; of a type's questions the one with the rarest template and then the rarest answer to it is
+    taken, and none whose yes or no leads by :data:`LEAD` already, so that neither the template nor its most frequent answer tells much.
 
     Args:
         names: class → the one word that questions and answers call it.
     """
+    kinds: Counter[tuple[str, str]] = Counter()
     templates: Counter[str] = Counter()
     answers: Counter[tuple[str, str]] = Counter()
     opposite = {"yes": "no", "no": "yes"}
 
-    def lead(question: Question) -> int:
+    def leads(question: Question) -> bool:
         other = opposite.get(question.answer)
-        counts = [answers[question.template, answer] for answer in (question.answer, other) if answer]
-        return counts[0] - counts[1] if other else 0
+        if other is None:
+            return False
+        return answers[question.template, question.answer] - answers[question.template, other] >= LEAD
 
     chosen = []
     for scene in scenes:
         pool = list(questions(scene, names))
         pool = [pool[int(i)] for i in rng.permutation(len(pool))]
         taken: list[Question] = []
-        for kind in TYPES:
-            for _ in range(each):
-                used = {q.template for q in taken}
-                left = [q for q in pool if q.type == kind and q.template not in used and lead(q) < LEAD]
-                if left:
-                    best = min(left, key=lambda q: (templates[q.template], answers[q.template, q.answer]))
-                    templates[best.template] += 1
-                    answers[best.template, best.answer] += 1
-                    taken.append(best)
+        for kind in sorted(TYPES, key=lambda kind: kinds[kind]):
+            left = [q for q in pool if q.type == kind and not leads(q)]
+            if left and len(taken) < count:
+                best = min(left, key=lambda q: (templates[q.template], answers[q.template, q.answer]))
+                kinds[kind] += 1
+                templates[best.template] += 1
+                answers[best.template, best.answer] += 1
+                taken.append(best)
         chosen.append(taken)
     return chosen
 

@@ -20,7 +20,7 @@ from avcl_core.world.scene import Scene, Source, Span
 from avcl_core.world.seeds import rng_for
 from avcl_core.world.writer import RATE, Places, WorldSize
 
-INSTRUMENTS = 6
+INSTRUMENTS = 4
 """The task uses the bank's first classes, at most this many."""
 STAGE = (0.25, 0.45, 0.3)
 """Share of clips with one, two and three instruments in view."""
@@ -36,8 +36,8 @@ STAGGERED = 0.5
 """Share of clips whose sounds begin one after the other; in the others all sound together."""
 STEP = 2
 """Seconds between staggered onsets, at least."""
-PER_TYPE = 1
-"""Questions of each of the nine types about one video, where the scene settles one."""
+QUESTIONS = 5
+"""Questions about one video, each of another type; MUSIC-AVQA has as many on average."""
 CREST = 6.0
 """Recordings whose peak exceeds their root mean square by more are always soft: rendering holds peaks down, whatever the gain."""
 PLACES = Places(video="videos/{id}.mp4", frames="frames/{id}", wave="audio_wave/{id}.npy")
@@ -134,7 +134,7 @@ def annotation_files(scenes: Mapping[str, Sequence[Scene]], classes: Sequence[st
     folder, number, texts = FOLDERS["original"], 0, {}
     for split, part in scenes.items():
         items = []
-        for clip, asked in zip(part, balanced(part, names, PER_TYPE, rng_for("avqa questions", split)), strict=True):
+        for clip, asked in zip(part, balanced(part, names, QUESTIONS, rng_for("avqa questions", split)), strict=True):
             for question in asked:
                 items.append(_item(clip.id, number, question))
                 number += 1
