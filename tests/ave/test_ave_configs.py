@@ -29,6 +29,7 @@ def test_published_settings(name):
         "audio": ("htsat", "full"),
     }
     assert options.towers["audio"].tile == 10
+    assert all(tower.checkpoint is not None for tower in options.towers.values())  # never random weights unnoticed
     assert options.data.world is None
     training = options.training
     assert (training.lr, training.epochs, training.batch_size, training.micro_batch) == (5e-4, 50, 16, 2)
