@@ -74,7 +74,7 @@ def scene(bank: SourceBank, size: WorldSize, seed: int, split: str, index: int) 
     builder = SceneBuilder(bank, split, rng, seconds=size.seconds, size=size.size, fps=size.fps)
     count = 1 + int(rng.choice(len(STAGE), p=STAGE))
     outside = bool(rng.random() < OUTSIDE)
-    classes = other_classes(rng, bank.classes, min(count + 1, len(bank.classes)))
+    classes = other_classes(rng, bank.classes, count + 1)
     if count > 1 and rng.random() < TWINS:
         classes[1] = classes[0]
     sounding = rng.random(count) >= SILENT
