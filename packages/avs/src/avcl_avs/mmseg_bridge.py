@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -50,8 +51,18 @@ def decode_head(name: str, in_channels: Sequence[int], channels: int, **options:
     except (AssertionError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"tasks.avs.head: mmseg:{name} cannot read {len(in_channels)} maps: {reason}") from error
-    head.init_weights()
+    _quietly(head.init_weights)
     return head
+
+
+def _quietly(work: Callable[[], Any]) -> None:
+    """Run ``work`` without its log lines: mmengine reports every initialised tensor."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        work()
+    finally:
+        logging.disable(before)
 
 
 def _registry(name: str) -> Any:
@@ -86,7 +97,7 @@ class MmsegDecoder(nn.Module):
         """Return logits ``[n, S, S]`` for maps ``[n, width, H, W]`` from fine to coarse."""
         logits = self.head(list(maps))
         if isinstance(logits, (list, tuple)):
-            logits = logits[-1]
+            logits = logits[0]
         if not torch.is_tensor(logits) or logits.ndim != 4 or logits.shape[1] != 1:
             raise ConfigError(
                 f"tasks.avs.head: {type(self.head).__name__} gives no map of one channel; choose another head"
