@@ -123,6 +123,27 @@ def test_unusable_weak_file_is_named(tmp_path, content, part):
     assert "AVVP_train.csv" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ["no such file"]),
+        (b"", ["empty"]),
+        (b"filename,onset,offset,event_labels\nx,0,1,Dog\n", ["line 1", "header", "separated"]),
+        (b"filename\tevent_labels\n", ["line 1", "header", r"onset\toffset"]),
+        (b"filename\tonset\toffset\tevent_labels\n\xff_aaaaaaaaa_0_10\t0\t1\tDog\n", ["line 2", "UTF-8"]),
+    ],
+)
+def test_unusable_dense_file_is_named(tmp_path, content, parts):
+    path = tmp_path / "AVVP_eval_audio.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        segment_labels(path, NAMES)
+    for part in ("AVVP_eval_audio.csv", *parts):
+        assert part in str(error.value)
+    assert error.value.exit_code == 3
+
+
 TRAIN_COUNTS = [
     4988,
     624,

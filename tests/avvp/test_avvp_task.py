@@ -108,17 +108,17 @@ def test_pooling_head_finds_seconds_from_video_labels_alone():
 
 
 def test_grouping_head_learns_which_videos_hold_an_event():
-    task = make("mgn", 32)
+    task = make("mgn", 16)
     generator = torch.Generator().manual_seed(0)
     code = torch.randn(3, 16, generator=generator)
-    labels = torch.rand(64, 3, generator=generator) < 0.4
-    tokens = (labels.float() @ code)[:, None, None] + 0.3 * torch.randn(64, 10, 1, 16, generator=generator)
+    labels = torch.rand(32, 3, generator=generator) < 0.4
+    tokens = (labels.float() @ code)[:, None, None] + 0.3 * torch.randn(32, 10, 1, 16, generator=generator)
     torch.manual_seed(0)
     shapes = {name: TokenShape((1, 1), 16) for name in ("audio", "visual")}
     head = task.head(FeatureSpec(shapes, {}), task.experiences()[0])
-    optimizer = torch.optim.Adam(head.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(head.parameters(), 5e-3)
     found = Features(dict.fromkeys(shapes, tokens), {})
-    for _ in range(60):
+    for _ in range(50):
         optimizer.zero_grad()
         sum(task.loss(head(found, Batch("avvp", (), {})), {"labels": labels}).values()).backward()
         optimizer.step()
@@ -285,7 +285,7 @@ def test_examples_are_time_lines_of_what_is_true_or_predicted(task):
 
 
 @pytest.mark.realdata
-def test_controls_on_real_llp(task, real_data):
+def test_controls_on_real_llp(real_data):
     """Targets as `paper` has them give the golden values of the forks' ground truth."""
     from avcl_avvp.dataset import ParsingData
 

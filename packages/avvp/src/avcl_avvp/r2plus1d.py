@@ -21,7 +21,7 @@ from avcl_core.data.atomic import sha256_of, write_chunks, write_json
 from avcl_core.data.frames import read_frames
 from avcl_core.data.layout import ClipSource
 from avcl_core.data.problems import QUARANTINE, MediaError, Problem, write_problems
-from avcl_core.errors import DataError
+from avcl_core.errors import ConfigError, DataError
 
 FRAMES = 16
 """Frames of a second that the network sees."""
@@ -89,12 +89,18 @@ def compute_features(
     beside the features says checkpoint, digest and sampling; preparation takes it along, and runs report it.
 
     Raises:
+        ConfigError: ``device`` is not there.
         DataError: the layout has no video files, the checkpoint is unusable, or ``out`` holds other features. At the end, if
             videos could not be read: they are listed in ``out/quarantine.jsonl``, and all others are done.
     """
     clips = [clip for clip in layout(source).clips if clip.video is not None]
     if not clips:
         raise DataError(f"{source}: videos: found none; expected LLP_dataset/video/<id>.mp4 of the annotated clips")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"device {device}: {reason}; expected cpu, or cuda or cuda:N of this machine") from None
     network = load_network(checkpoint).to(device)
     _claim(out, checkpoint)
     problems: list[Problem] = []
