@@ -22,7 +22,7 @@ from avcl_core.running.assemble import Assembly, assemble
 from avcl_core.running.launch import Console, launch_fabric
 from avcl_core.seeding import seed_step
 from avcl_core.stream import Session
-from avcl_core.training.inputs import make_inputs
+from avcl_core.training.inputs import Tile, make_inputs
 from avcl_core.training.loader import Loader, Request
 from avcl_core.training.optimizers import NamedOptimizer
 from avcl_core.training.order import epoch_plan
@@ -111,7 +111,7 @@ def _stepper(assembly: Assembly, method: Method, session: Session, length: int) 
 
 
 def _uncached(assembly: Assembly) -> dict[str, Any]:
-    tiles = {name: tower.tile for name, tower in assembly.options.towers.items()}
+    tiles: dict[str, Tile] = {name: tower.tile for name, tower in assembly.options.towers.items()}
     rates = [task.audio_rate for task in assembly.tasks.values() if "audio" in task.modalities]
     return make_inputs(assembly.towers, tiles, rates[0] if rates else 0, None)
 

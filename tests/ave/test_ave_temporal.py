@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from avcl_ave.cmbs import EventHead, WeakEventHead
-from avcl_ave.temporal import BiLSTM, TemporalAttention, TemporalContext
+from avcl_ave.temporal import TemporalAttention
 from avcl_core.batch import Batch
 from avcl_core.errors import ConfigError
 from avcl_core.features import Features, FeatureSpec, TokenShape
+from avcl_core.heads.temporal import Lstm, TemporalContext
 
 BATCH = Batch("ave", (), {})
 
@@ -188,7 +189,7 @@ def test_dropout_is_where_it_is_published():
 def test_lstms_stay_in_train_mode_and_compute_the_same():
     """A backward pass of a model in eval mode needs it on CUDA; nothing in them depends on the mode."""
     module = TemporalAttention(6, 6, 8)
-    lstms = [m for m in module.modules() if isinstance(m, BiLSTM)]
+    lstms = [m for m in module.modules() if isinstance(m, Lstm)]
     assert len(lstms) == 2
     module.eval()
     assert [m.training for m in lstms] == [True, True]

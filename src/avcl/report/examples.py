@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +11,8 @@ import numpy as np
 from avcl.report.frames import Strip, strip
 from avcl.report.timeline import Clip, clip
 from avcl_core.errors import IntegrityError
-from avcl_core.evaluation.examples import Answer, Example, MaskedFrames, Timeline, read_examples
+from avcl_core.evaluation.examples import Answer, Example, MaskedFrames, Timeline, examples_file, read_examples
 from avcl_core.evaluation.summary import Summary
-
-_UNDECODABLE = (AttributeError, EOFError, RuntimeError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error)
-"""What damaged text and damaged archives raise while they are read."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +53,7 @@ def run_examples(folder: Path, summary: Summary, samples: Mapping[str, int]) -> 
     """
     found = []
     for test in summary.tests:
-        # Files of a run folder are named as its writer names those of predictions: other characters become a dash.
-        path = folder / "results" / "examples" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', test.name)}.jsonl"
+        path = examples_file(folder, test.name)
         examples = _read(path)
         if not examples:
             continue
@@ -79,10 +72,7 @@ def run_examples(folder: Path, summary: Summary, samples: Mapping[str, int]) -> 
 
 
 def _read(path: Path) -> Sequence[Example]:
-    try:
-        examples = read_examples(path)
-    except _UNDECODABLE as error:
-        raise _damaged(path, repr(error)) from error
+    examples = read_examples(path)
     for number, example in enumerate(examples, start=1):
         _check(example, f"{path}: example {number}")
     return examples

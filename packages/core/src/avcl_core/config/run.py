@@ -96,7 +96,8 @@ class TowerOptions(Options):
         name: tower name (``avcl list towers``).
         size: ``full`` or ``tiny``.
         variant: a published size; ``null`` for the first.
-        checkpoint: converted weights, or a file in the authors' layout.
+        checkpoint: converted weights, or a file in the authors' layout. The tiny size has its own.
+        random: full size with random weights, to measure speed and memory.
         tile: audio only: how often each second is repeated before the front end; ``clip``: as often as a clip has seconds.
     """
 
@@ -104,7 +105,18 @@ class TowerOptions(Options):
     size: Literal["full", "tiny"] = "tiny"
     variant: str | None = None
     checkpoint: Path | None = None
+    random: bool = False
     tile: PositiveInt | Literal["clip"] = 1
+
+    @model_validator(mode="after")
+    def _weights(self) -> TowerOptions:
+        if self.size == "full" and (self.checkpoint is None) != self.random:
+            raise ValueError(
+                "size full needs either checkpoint: FILE (avcl weights list), or random: true to measure speed"
+            )
+        if self.size == "tiny" and self.random:
+            raise ValueError("random: true is for size full; the tiny size has pretrained weights")
+        return self
 
 
 _TOWERS: dict[Literal["visual", "audio"], TowerOptions] = {

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +17,7 @@ import numpy as np
 
 from avcl_core.errors import IntegrityError
 
+_UNREADABLE = (AttributeError, EOFError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 COUNT = 8
 """Samples of a test set that are shown."""
 
@@ -63,6 +67,11 @@ class Answer:
 Example = Timeline | MaskedFrames | Answer
 
 
+def examples_file(run: Path, test: str) -> Path:
+    """Return where the examples of a test set stand in a run folder; characters that file names lack become dashes."""
+    return run / "results" / "examples" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', test)}.jsonl"
+
+
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
     """Write one JSON line per example; arrays as compressed .npy in base64."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,12 +89,13 @@ def read_examples(path: Path) -> list[Example]:
         return []
     kinds = {kind.__name__: kind for kind in (Timeline, MaskedFrames, Answer)}
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = path.read_bytes().removesuffix(b"\n").split(b"\n") if path.stat().st_size else []
+    for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = dict(json.loads(line))
             kind = kinds[record.pop("example")]
             found.append(kind(**{name: _decoded(name, value) for name, value in record.items()}))
-        except (KeyError, TypeError, ValueError) as error:
+        except _UNREADABLE as error:
             raise IntegrityError(f"{path}: line {number}: {error!r}; evaluate the run again to rewrite it") from error
     return found
 

@@ -23,7 +23,7 @@ from avcl_core.running.provide import Bar, provide, silent
 from avcl_core.seeding import seed_step
 from avcl_core.stream import Experience, Session, Stream, concatenation
 from avcl_core.task import Task
-from avcl_core.training.inputs import make_inputs
+from avcl_core.training.inputs import Tile, make_inputs
 from avcl_core.training.loader import Loader
 from avcl_core.training.preemption import Preemption
 from avcl_core.training.trainer import Trainer
@@ -124,7 +124,7 @@ def assemble(
     rates = {task.audio_rate for task in tasks.values() if "audio" in task.modalities}
     if len(rates) > 1:
         raise ConfigError(f"stream.tasks: {list(tasks)} deliver audio at different rates {sorted(rates)}")
-    tiles = {name: tower.tile for name, tower in options.towers.items()}
+    tiles: dict[str, Tile] = {name: tower.tile for name, tower in options.towers.items()}
     inputs = make_inputs(towers, tiles, rates.pop() if rates else 0, options.data.root / "cache")
     shuffled = options.seed if options.stream.shuffle_labels else None
     loader = Loader(tasks, inputs, fabric.device, options.workers, shuffled, options.modalities)

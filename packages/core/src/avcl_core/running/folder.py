@@ -13,7 +13,7 @@ from typing import Any
 
 from avcl_core.errors import IntegrityError
 from avcl_core.evaluation.evaluator import Evaluation
-from avcl_core.evaluation.examples import write_examples
+from avcl_core.evaluation.examples import examples_file, write_examples
 from avcl_core.evaluation.matrix import encode_number
 from avcl_core.training.checkpoint import CheckpointStore, replace_text, sync
 
@@ -92,7 +92,7 @@ class RunFolder:
                 packed.write(f"{line}\n".encode())
         sync(staged)
         staged.replace(target)
-        write_examples(self.path / "results" / "examples" / f"{_safe(record['test'])}.jsonl", evaluation.examples)
+        write_examples(examples_file(self.path, record["test"]), evaluation.examples)
         self._append("results.jsonl", record)
 
     def event(self, kind: str, **details: Any) -> None:

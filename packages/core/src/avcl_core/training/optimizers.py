@@ -72,10 +72,13 @@ class NamedOptimizer:
 
 
 def schedule(options: TrainingOptions, index: int, total: int) -> float:
-    """Return the factor on the learning rate at step ``index`` of ``total``: linear warm-up, then constant or cosine to zero."""
+    """Return the factor on the learning rate at step ``index`` of ``total``: linear warm-up, then constant, cosine or steps."""
     warm = math.ceil(options.warmup * total)
     if index < warm:
         return (index + 1) / warm
     if options.schedule == "constant":
         return 1.0
+    if options.decay is not None and options.decay_every is not None:
+        epoch = index * options.epochs // total
+        return options.decay ** (epoch // options.decay_every)
     return 0.5 * (1 + math.cos(math.pi * (index - warm) / max(1, total - warm)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from avcl_core.config.options import Options
 
@@ -18,10 +18,12 @@ class TrainingOptions(Options):
         micro_batch: samples per backward pass; ``None`` for the whole batch.
         lr: learning rate; groups scale it.
         weight_decay: AdamW's decoupled decay.
-        schedule: ``constant`` or ``cosine`` to zero over the session.
+        schedule: ``constant``, ``cosine`` to zero over the session, or ``step``: times ``decay`` after every ``decay_every``
+            epochs.
         warmup: fraction of the session's steps with linearly rising learning rate.
         clip: largest gradient norm; ``None`` for no clipping.
         selection: ``best`` epoch on the experience's selection split, or the ``last`` one.
+        patience: epochs without a better selection score after which a session ends; ``None``: all epochs.
         evaluation_batch: samples per forward pass in evaluation.
         log_every: steps between two logged losses.
         checkpoint_every: steps between two commits within an epoch; epochs and phases always commit.
@@ -32,10 +34,24 @@ class TrainingOptions(Options):
     micro_batch: PositiveInt | None = None
     lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.01
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    decay: float | None = Field(default=None, gt=0, le=1)
+    decay_every: PositiveInt | None = None
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip: PositiveFloat | None = 1.0
     selection: Literal["best", "last"] = "best"
+    patience: PositiveInt | None = None
     evaluation_batch: PositiveInt = 16
     log_every: PositiveInt = 1
     checkpoint_every: PositiveInt = 50
+
+    @model_validator(mode="after")
+    def _complete(self) -> TrainingOptions:
+        for name in ("decay", "decay_every"):
+            if (getattr(self, name) is not None) != (self.schedule == "step"):
+                raise ValueError(
+                    f"schedule {self.schedule} {'needs' if self.schedule == 'step' else 'takes no'} {name}"
+                )
+        if self.patience is not None and self.selection != "best":
+            raise ValueError("patience needs selection best: without a selection no epoch is better than another")
+        return self

@@ -35,3 +35,7 @@ class Best:
     skill: float = float("-inf")
     epoch: int = -1
     state: dict[str, Tensor] = field(default_factory=dict)
+
+    def exhausted(self, epoch: int, patience: int | None) -> bool:
+        """Whether ``patience`` epochs before ``epoch`` have passed without a better one; follows from the committed state."""
+        return patience is not None and epoch > 0 and epoch - 1 - self.epoch >= patience

@@ -170,6 +170,8 @@ class Trainer:
     def _train(self, session: Session, method: Method) -> None:
         stepper, plan_length = self._prepare_training(session, method)
         for epoch in range(self.at.epoch, self.options.epochs):
+            if self.best.exhausted(epoch, self.options.patience):
+                break
             plan = epoch_plan(session, self.seed, epoch, self.options.batch_size, self.collective.world)
             augment = (self.seed, "augment", session.index, epoch)
             todo = plan[self.at.step :]

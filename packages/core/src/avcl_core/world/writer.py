@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from io import BytesIO
@@ -27,6 +27,8 @@ RECORD = "world.json"
 _BEGUN = ".world-unfinished"
 RATE = 32000
 Media = Literal["mp4", "frames"]
+ClipWriter = Callable[[Path, Scene, SourceBank], dict[str, str]]
+"""Writes the files of one clip below a folder and returns {relative path: sha256}; it travels to worker processes."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ def _wave_bytes(wave: np.ndarray, name: str) -> bytes:
     return buffer.getvalue()
 
 
-def _job(scene: Scene, *, folder: Path, bank: SourceBank, media: Media, places: Places) -> dict[str, str]:
-    return write_clip(folder, scene, bank, media, places)
+def _job(scene: Scene, *, folder: Path, bank: SourceBank, write: ClipWriter) -> dict[str, str]:
+    return write(folder, scene, bank)
 
 
 def write_world(
@@ -130,6 +132,7 @@ def write_world(
     size: WorldSize,
     media: Media = "mp4",
     places: Places | None = None,
+    write: ClipWriter | None = None,
     difficulty: Difficulty = DIFFICULTY,
     workers: int = 2,
     progress: Progress | None = None,
@@ -137,18 +140,18 @@ def write_world(
     """Write a whole data set in its published layout and return the record that ``world.json`` then holds.
 
     ``annotations`` maps a relative path to the text of an annotation file. ``scenes.jsonl`` keeps the scenes, the complete
-    truth. A folder that already holds this very world is left as it is; an interrupted one is written again. Raises DataError
+    truth. ``write`` writes the files of one clip where they are more than ``media`` at ``places``: masks, several settings. A folder that already holds this very world is left as it is; an interrupted one is written again. Raises DataError
     when the folder holds anything else.
     """
     root, where = Path(root), places or Places()
+    form = {"media": media, "places": asdict(where)} if write is None else {"media": "written by the task"}
     wish: dict[str, Any] = {
         "task": task,
         "seed": seed,
         "bank": bank.describe(),
         "difficulty": difficulty.record(),
         "size": asdict(size),
-        "media": media,
-        "places": asdict(where),
+        **form,
         "scenes": digest_of([scene.to_json() for scene in scenes]),
         "annotations": {name: digest_of(text) for name, text in sorted(annotations.items())},
     }
@@ -167,7 +170,7 @@ def write_world(
     (root / _BEGUN).touch()
     for staged in root.rglob(".*.tmp"):  # left by an interrupted run
         staged.unlink()
-    work = partial(_job, folder=root, bank=bank, media=media, places=where)
+    work = partial(_job, folder=root, bank=bank, write=write or partial(write_clip, media=media, places=where))
     media_digests: dict[str, str] = {}
     for done, (_, files) in enumerate(run_jobs(work, scenes, workers), start=1):
         media_digests.update(files)

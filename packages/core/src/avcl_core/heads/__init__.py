@@ -1,0 +1,1 @@
+"""Parts of heads that several tasks share."""

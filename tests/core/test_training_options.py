@@ -1,0 +1,69 @@
+"""Schedules and patience: what the learning rate is at a step, when a session ends early, which options belong together."""
+
+import pytest
+from pydantic import ValidationError
+
+from avcl_core.config.run import TowerOptions
+from avcl_core.methods.finetune import Finetune
+from avcl_core.models.frozen import Frozen
+from avcl_core.testing import toy_task
+from avcl_core.testing.toy_run import ToyRun, differences, run_interrupted, run_straight
+from avcl_core.testing.toy_towers import clip
+from avcl_core.training.optimizers import schedule
+from avcl_core.training.options import TrainingOptions
+from avcl_core.training.position import Best
+
+
+def test_steps_fall_after_every_so_many_epochs():
+    options = TrainingOptions(epochs=6, schedule="step", decay=0.1, decay_every=2, warmup=0.0)
+    total = 6 * 5  # five optimiser steps an epoch
+    factors = [schedule(options, index, total) for index in range(total)]
+    assert factors == pytest.approx([1.0] * 10 + [0.1] * 10 + [0.01] * 10)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"schedule": "step"},
+        {"schedule": "step", "decay": 0.5},
+        {"schedule": "cosine", "decay": 0.5},
+        {"patience": 3, "selection": "last"},
+    ],
+)
+def test_options_that_do_not_belong_together_are_refused(given):
+    with pytest.raises(ValidationError, match=r"needs|takes no"):
+        TrainingOptions(**given)
+
+
+@pytest.mark.parametrize(
+    ("best", "epoch", "patience", "over"),
+    [(0, 1, 1, False), (0, 2, 1, True), (3, 5, 2, False), (3, 6, 2, True), (-1, 0, 1, False), (0, 9, None, False)],
+)
+def test_patience_counts_epochs_since_the_best(best, epoch, patience, over):
+    assert Best(0.0, best).exhausted(epoch, patience) is over
+
+
+def impatient():
+    training = TrainingOptions(epochs=9, batch_size=4, lr=1e-9, evaluation_batch=3, patience=2)
+    return ToyRun(lambda: {"visual": clip()}, Frozen, Finetune, {"classes": toy_task("classes", 1)}, training=training)
+
+
+def test_a_session_without_progress_ends_early_and_resumes_to_the_same_end(tmp_path):
+    straight, asked = run_straight(impatient(), tmp_path / "straight")
+    epochs = {line for line in (tmp_path / "straight/metrics.jsonl").read_text().splitlines() if "validation" in line}
+    assert len(epochs) == 3, "the first epoch is best; two more are allowed"
+    assert straight.at.phase == "done"
+    training = [place for place, stop in enumerate(asked) if stop.phase == "train"]
+    for at in (training[1], training[-1]):
+        folder = tmp_path / f"stopped{at}"
+        resumed = run_interrupted(impatient(), folder, at)
+        assert differences(straight, resumed, tmp_path / "straight", folder) == []
+
+
+@pytest.mark.parametrize("given", [{}, {"checkpoint": "weights.pth", "random": True}])
+def test_a_full_size_tower_says_where_its_weights_come_from(given):
+    with pytest.raises(ValidationError, match="needs either checkpoint: FILE"):
+        TowerOptions(name="swin_v2", size="full", **given)
+    with pytest.raises(ValidationError, match="random: true is for size full"):
+        TowerOptions(name="swin_v2", random=True)
+    assert TowerOptions(name="swin_v2", size="full", random=True).checkpoint is None
