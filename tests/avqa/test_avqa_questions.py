@@ -152,6 +152,12 @@ def test_unknown_words_and_answers_are_named_with_the_nearest(tmp_path):
     assert "did you mean 'no'?" in answer.action
 
 
+def test_two_blanks_make_an_empty_word_which_is_unknown(tmp_path):
+    file = file_of(tmp_path, GOOD | {"question_content": "Is there  a voiceover?", "templ_values": "[]"})
+    check_words(file, read_rows(file), Vocabulary())
+    assert [(p.field, p.found) for p in file.problems] == [("question_content", "''")]
+
+
 def test_answers_in_order_of_first_appearance(tmp_path):
     items = [GOOD | {"question_id": i, "anser": answer} for i, answer in enumerate(["no", "two", "no", "yes"])]
     assert answer_vocabulary(load_annotations(file_of(tmp_path, *items).path)) == ("no", "two", "yes")
