@@ -3,12 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from avcl_avqa import AnswerOptions, plugin
 from avcl_avqa.annotations import read_annotations
+from avcl_avqa.dataset import QuestionData
 from avcl_core.data.prepare import prepare
 from avcl_core.errors import DataError
 
@@ -181,6 +183,15 @@ def test_prepared_data_of_another_task_are_refused(avqa_prepared, monkeypatch):
     monkeypatch.setattr(avqa_prepared, "layout", "ave")
     with pytest.raises(DataError, match=r"layout: found ave; expected avqa"):
         plugin.build(plugin.options(), avqa_prepared, "clean")
+
+
+def test_prepared_data_without_questions_are_refused(tmp_path):
+    def annotation(name):
+        raise DataError(name)
+
+    stub = SimpleNamespace(layout="avqa", folder=tmp_path, annotation=annotation)
+    with pytest.raises(DataError, match=r"questions: found none; expected json_update/ or json/"):
+        QuestionData(stub, "updated")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.realdata

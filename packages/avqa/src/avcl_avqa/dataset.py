@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from avcl_avqa.vocabulary import Vocabulary
 from avcl_core.data.prepared import Prepared
 from avcl_core.data.problems import broken
 from avcl_core.data.records import refuse_errors
+from avcl_core.errors import DataError
 
 NEGATIVE = "negative"
 """The input with frames of other videos."""
@@ -36,9 +38,10 @@ class QuestionData:
     def __init__(self, prepared: Prepared, release: Release) -> None:
         if prepared.layout != "avqa":
             raise broken(prepared.folder, "layout", prepared.layout, "avqa", "name the folder of prepared AVQA data")
-        folders = {name: prepared.folder / "annotations" / FOLDERS[name] for name in FOLDERS}
-        there = [name for name, folder in folders.items() if folder.is_dir()]
-        used = release if release in there or not there else there[0]
+        folders = {name: folder for name in FOLDERS if (folder := release_folder(prepared, name)) is not None}
+        if not folders:
+            raise broken(prepared.folder, "questions", "none", "json_update/ or json/", "prepare the data set again")
+        used = release if release in folders else next(iter(folders))
         found = read_annotations(folders[used])
         refuse_errors(found.problems)
         self.prepared, self.vocabulary = prepared, found.vocabulary
@@ -56,6 +59,14 @@ class QuestionData:
     def split(self, split: str) -> Questions:
         """Return the samples of a split."""
         return Questions(self.prepared, self.vocabulary, self.templates, self._rows[split])
+
+
+def release_folder(prepared: Prepared, release: Release) -> Path | None:
+    """Return the folder of the prepared copies of a release's question files, or nothing where it was not prepared."""
+    try:
+        return prepared.annotation(f"{FOLDERS[release]}/avqa-train").parent
+    except DataError:
+        return None
 
 
 def keyed(rows: Sequence[Row]) -> dict[str, Row]:
