@@ -1,5 +1,7 @@
 """Every shipped configuration is valid with the files that its comment asks for, and the command has its grounding stage."""
 
+import importlib
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,12 +10,24 @@ import typer
 from avcl_avqa import cli
 from avcl_core.config.load import read
 from avcl_core.config.run import load_run
+from avcl_core.plugins import TaskPackage
 
 PACKAGE = Path(__file__).resolve().parents[2] / "packages" / "avqa"
 NEEDS = {
     "digits": ["data.world.images=I", "data.world.sounds=S"],
     "music_avqa": ["towers.visual.checkpoint=V", "towers.audio.checkpoint=A"],
 }
+
+
+def test_entry_points_name_the_two_packages():
+    points = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]["entry-points"]["avcl.tasks"]
+    for name, target in points.items():
+        module, _, attribute = target.partition(":")
+        for part in ("grounding", "ground", "task"):  # submodules must not take the attribute's place
+            importlib.import_module(f"{module}.{part}")
+        found = getattr(importlib.import_module(module), attribute)
+        assert isinstance(found, TaskPackage)
+        assert found.name == name
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "configs").glob("*.yaml")), ids=lambda path: path.stem)

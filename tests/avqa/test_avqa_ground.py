@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from avcl_avqa import grounding, plugin
+from avcl_avqa import ground_plugin, plugin
 from avcl_avqa.ground import GroundingStage
 from avcl_core.errors import DataError
 from avcl_core.testing import check_task, toy_towers
@@ -15,7 +15,7 @@ from avcl_core.testing.toy_towers import swin
 
 @pytest.fixture(scope="module")
 def stage(avqa_prepared) -> GroundingStage:
-    return grounding.build(grounding.options(), avqa_prepared, "clean")
+    return ground_plugin.build(ground_plugin.options(), avqa_prepared, "clean")
 
 
 def stub(videos: list[str], test: list[str] | None = None) -> GroundingStage:
@@ -26,8 +26,8 @@ def stub(videos: list[str], test: list[str] | None = None) -> GroundingStage:
 
 
 def test_it_shares_the_data_of_the_task():
-    assert grounding.dataset == plugin.dataset == "avqa"
-    assert grounding.name == "avqa_ground"
+    assert ground_plugin.dataset == plugin.dataset == "avqa"
+    assert ground_plugin.name == "avqa_ground"
 
 
 def test_five_per_cent_of_the_real_training_videos_are_held_out():

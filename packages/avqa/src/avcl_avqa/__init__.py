@@ -39,7 +39,7 @@ plugin = TaskPackage(
     source=SourceOptions,
 )
 
-grounding = replace(
+ground_plugin = replace(
     plugin,
     name="avqa_ground",
     title="Grounding generation for AVQA: does this frame belong to this second of sound",
