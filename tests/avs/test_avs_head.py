@@ -305,6 +305,20 @@ def test_every_parameter_learns_once_batch_norm_has_opened(options):
     assert {n for n in silent if not n.endswith((".out.bias",))} == set()
 
 
+def test_match_compares_the_maps_that_the_decoder_has_rectified():
+    head = SegmentationHead(SMALL, SegmentationOptions(width=8, mask_size=32, setting="ms3")).eval()
+    fused, logits = [], []
+    for layer in head.fusion:
+        layer.register_forward_hook(lambda module, inputs, output: fused.append(output))
+    head.decoder.register_forward_hook(lambda module, inputs, output: logits.append(output.unflatten(0, (2, 5))))
+    outputs = head(features_of(SMALL, 2), BATCH)
+    aligned = [sound for _, sound in fused]
+    expected = audio_visual_match(logits[0], [value.clamp(min=0) for value, _ in fused], aligned)
+    torch.testing.assert_close(outputs["avm"], expected)
+    plain = audio_visual_match(logits[0], [value for value, _ in fused], aligned)
+    assert (outputs["avm"] - plain).abs().max() > 1e-3
+
+
 def test_last_map_is_the_one_after_the_final_norm():
     head = SegmentationHead(SMALL, SegmentationOptions(width=8, mask_size=32)).eval()
     found = features_of(SMALL, 1)
