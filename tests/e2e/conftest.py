@@ -23,8 +23,9 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def overrides(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The embedded run, a twentieth of its size."""
+    """The first two tasks of the embedded run, a twentieth of its size."""
     return [
+        "stream.tasks=[ave,avvp]",
         f"data.root={data_root}",
         "data.world.scale=0.05",
         "training.epochs=2",

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from avcl_core.config.load import read
+from avcl_core.config.presets import find_config
+from avcl_core.config.run import load_run, paths_below
+from avcl_core.errors import ConfigError
 from avcl_core.evaluation.record import RunRecord
 
 from .conftest import start
@@ -47,15 +51,31 @@ def test_a_task_trains_and_tests_alone(
     from avcl_ave.cli import main
 
     runs = next(text for text in overrides if text.startswith("runs="))
-    for arguments in (["train", *without_method(overrides)], ["test", runs]):
+    alone = [text for text in without_method(overrides) if not text.startswith("stream.")]
+
+    def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["ave", *arguments])
         with pytest.raises(SystemExit) as end:
             main()
-        assert end.value.code in (0, None)
+        return int(end.value.code or 0)
+
+    assert [call("train", *alone), call("test", runs)] == [0, 0]
     shown = capsys.readouterr().out
     assert "test acc" in shown
     assert "always background" in shown
     assert "equal to what the run stored" in shown
+
+    assert call("test", runs, "split=val", "modalities=vision") == 0
+    shown = capsys.readouterr().out
+    assert "equal to what the run stored" not in shown, "another split and one modality are another question"
+    written = next(Path(line.split()[-1]) for line in shown.splitlines() if line.startswith("written to"))
+    assert written.name == "latest-val-visual"
+    assert json.loads((written / "results.jsonl").read_text())["samples"] == len(
+        (written / "results" / "examples" / "ave.jsonl").read_text().splitlines()
+    )
+    for wrong, named in (("spilt=val", "split"), ("split=vla", "val"), ("modalities=smell", "visual")):
+        assert call("test", runs, wrong) == 2
+        assert named in capsys.readouterr().err
 
 
 def test_two_processes_through_the_command_line_equal_one(overrides: list[str], tmp_path: Path) -> None:
@@ -87,9 +107,6 @@ def test_two_processes_through_the_command_line_equal_one(overrides: list[str], 
 
 
 def test_relative_places_do_not_change_the_digest_of_a_run(tmp_path: Path) -> None:
-    from avcl_core.config.load import read
-    from avcl_core.config.presets import find_config
-    from avcl_core.config.run import load_run, paths_below
 
     given = ["data.world.images=mnist", "data.world.sounds=fsdd", "towers.visual.checkpoint=swin.safetensors"]
     options, _ = load_run(read(find_config("digits", "avcl"), given))
@@ -97,6 +114,16 @@ def test_relative_places_do_not_change_the_digest_of_a_run(tmp_path: Path) -> No
     assert moved.data.world is not None
     assert moved.data.world.images == tmp_path / "mnist"
     assert moved.digest == options.digest
+
+
+def test_options_of_tasks_that_the_stream_leaves_out_are_checked_and_dropped() -> None:
+    path = find_config("embedded", "avcl")
+    options, parts = load_run(read(path, ["stream.tasks=[avs]"]))
+    assert set(options.tasks) == set(parts.tasks) == {"avs"}
+    with pytest.raises(ConfigError, match=r"tasks\.ave\.widht.*width"):
+        load_run(read(path, ["stream.tasks=[avs]", "tasks.ave.widht=4"]))
+    with pytest.raises(ConfigError, match=r"tasks\.avqq: task 'avqq' is not installed.*avqa"):
+        load_run(read(path, ["tasks.avqq.x=1"]))
 
 
 def test_a_run_that_is_being_written_is_not_resumed_twice(straight: Path) -> None:

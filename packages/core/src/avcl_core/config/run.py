@@ -207,9 +207,14 @@ def load_run(source: Source) -> tuple[RunOptions, Parts]:
     """
     options = validate(RunOptions, source)
     tasks = {name: load_plugin("task", name) for name in options.stream.tasks}
-    unused = sorted(options.tasks.keys() - tasks.keys())
-    if unused:
-        raise ConfigError(f"{source.place(('tasks', unused[0]))}: tasks.{unused[0]}: not in stream.tasks {list(tasks)}")
+    for name in sorted(options.tasks.keys() - tasks.keys()):
+        # A configuration may have options for more tasks than a stream takes of it; what it says must still be true.
+        try:
+            package = load_plugin("task", name)
+        except ConfigError as error:
+            raise ConfigError(f"{source.place(('tasks', name))}: tasks.{name}: {error}") from error
+        validate(package.options, source, options.tasks[name], ("tasks", name))
+    options = options.model_copy(update={"tasks": {n: o for n, o in options.tasks.items() if n in tasks}})
     unused = sorted(options.init.keys() - tasks.keys())
     if unused:
         raise ConfigError(f"{source.place(('init', unused[0]))}: init.{unused[0]}: not in stream.tasks {list(tasks)}")
