@@ -131,3 +131,40 @@ def test_unknown_class_names_the_nearest(avcl, source: Path) -> None:
     code, _, out = avcl("data", "verify", str(source), "--task", "ave")
     assert code == 3
     assert any("testSet.txt" in line and f"{name}x" in line and name in line for line in out.splitlines())
+
+
+def test_one_broken_clip_in_a_hundred_stops_a_run_and_trains_only_with_a_budget_for_it(avcl, tmp_path: Path) -> None:
+    """One of a hundred training clips has a truncated frame: prepared around it, refused, then left out and reported."""
+    from avcl_core.plugins import load
+    from avcl_core.world import WorldSize, procedural
+
+    published = tmp_path / "AVSBench_data"
+    size = WorldSize(train=100, val=4, test=4, seconds=5, size=32)
+    load("task", "avs").compose(procedural(family="task"), size, 0, published, 1, None)
+    frame = min((published / "Single-source/s4_data/visual_frames/train").rglob("*_3.png"))
+    frame.write_bytes(frame.read_bytes()[:200])
+    root = tmp_path / "root"
+    code, _, out = avcl("data", "prepare", "avs", str(published), "--root", str(root), "--size", "64", "--workers", "1")
+    assert (code, "215 clips, 1 quarantined" in out) == (0, True), out
+
+    def train(*overrides: str) -> tuple[int, str]:
+        alone = (
+            "stream.tasks=[avs]",
+            "training.epochs=1",
+            "training.batch_size=32",
+            "method.name=finetune",
+            "model.name=frozen",
+        )
+        code, err, _ = avcl("run", *alone, "data.world=null", f"data.root={root}", "runs=runs", *overrides)
+        return code, err
+
+    code, err = train()
+    assert code == 3
+    assert frame.name in one_line(err)
+    code, err = train("data.on_bad_sample=skip")
+    assert code == 3
+    assert "1 of 100 samples are unreadable, more than data.skip_budget 0.001" in one_line(err)
+    code, _ = train("data.on_bad_sample=skip", "data.skip_budget=0.02")
+    assert code == 0
+    (report,) = (tmp_path / "runs").rglob("report.html")
+    assert frame.parent.name in report.read_text(), "the report lists what was left out"
