@@ -124,12 +124,12 @@ def test_tpavi_begins_as_a_norm_of_the_map_and_learns():
     assert module.batch_norm.weight.grad.abs().sum() > 0
 
 
-def encoder_by_hand(module, x):
+def encoder_by_hand(recurrent, encoder, x):
     """A time encoder from its equations: LSTM cells in loops, attention as products, post-norm layers."""
 
     def direction(suffix, order):
         wi, wh, bi, bh = (
-            getattr(module.recurrent, f"{n}_l0{suffix}") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            getattr(recurrent, f"{n}_l0{suffix}") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         h = c = torch.zeros(x.shape[0], wh.shape[1], dtype=x.dtype)
         found = {}
@@ -141,8 +141,9 @@ def encoder_by_hand(module, x):
         return torch.stack([found[t] for t in range(x.shape[1])], 1)
 
     both = torch.cat([direction("", range(x.shape[1])), direction("_reverse", reversed(range(x.shape[1])))], 2)
-    k = both @ module.project.weight.T + module.project.bias
-    for layer in module.layers.layers:
+    project, *layers = encoder
+    k = both @ project.weight.T + project.bias
+    for layer in layers:
         attention, d = layer.self_attn, k.shape[-1]
         q, key, v = (k @ attention.in_proj_weight.T + attention.in_proj_bias).chunk(3, -1)
         q, key, v = (value.unflatten(-1, (4, d // 4)) for value in (q, key, v))
@@ -167,18 +168,20 @@ def test_temporal_gating_follows_its_equations():
     seen = []
     for grid, gate, found in zip(maps, module.gates, scaled, strict=True):
         reduced = (grid.flatten(3).mean(3) @ gate.reduce[0].weight.T + gate.reduce[0].bias).clamp(min=0)
-        heard = torch.sigmoid(encoder_by_hand(gate.audio, audio) @ gate.audio_gate.weight.T + gate.audio_gate.bias)
-        k_v = encoder_by_hand(gate.visual, reduced)
-        seen.append(torch.sigmoid(k_v @ gate.visual_gate.weight.T + gate.visual_gate.bias))
+        context = gate.context
+        k_a = encoder_by_hand(context.audio_lstm, context.audio_encoder, audio)
+        heard = torch.sigmoid(k_a @ context.audio_gate.weight.T + context.audio_gate.bias)
+        k_v = encoder_by_hand(context.visual_lstm, context.visual_encoder, reduced)
+        seen.append(torch.sigmoid(k_v @ context.visual_gate.weight.T + context.visual_gate.bias))
         torch.testing.assert_close(found, grid * (1 + 0.3 * heard[..., None, None]), atol=1e-11, rtol=1e-10)
     torch.testing.assert_close(sound, audio * (1 + 0.3 * (seen[0] + seen[1]) / 2), atol=1e-11, rtol=1e-10)
 
 
 def test_recurrence_stays_in_train_mode_for_gradients_in_evaluation():
     module = TemporalGating(8, 1, 0.1).eval()
-    assert module.gates[0].visual.recurrent.training
+    assert module.gates[0].context.visual_lstm.training
     assert not module.gates[0].reduce.training
-    assert not any(layer.training for layer in module.gates[0].visual.layers.layers)
+    assert not any(layer.training for layer in module.gates[0].context.visual_encoder)
 
 
 def residual_by_hand(unit: ResidualUnit, x):

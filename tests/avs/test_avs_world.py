@@ -162,10 +162,10 @@ def test_impossible_worlds_are_refused(tmp_path, classes, seconds, part):
 def test_digits_have_true_pixel_masks(real_data):
     bank = digits(real_data / "mnist", real_data / "fsdd.tar.xz")
     bank = bank.subset(task_classes(bank))
-    clip = clips_of(bank, SIZE, 0)[0]
-    (sounding,) = [i for i, source in enumerate(clip.scene.sources) if source.audible]
-    mask = sounding_masks(clip.scene, bank)
-    np.testing.assert_array_equal(mask, masks(clip.scene, bank, times=TIMES)[sounding])
+    scene, _ = clips_of(bank, SIZE, 0)[0]
+    (sounding,) = [i for i, source in enumerate(scene.sources) if source.audible]
+    mask = sounding_masks(scene, bank)
+    np.testing.assert_array_equal(mask, masks(scene, bank, times=TIMES)[sounding])
     # A handwritten digit fills only part of its bounding box.
     rows, columns = (np.flatnonzero(mask[0].any(axis)) for axis in (1, 0))
     box = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)

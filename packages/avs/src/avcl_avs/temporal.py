@@ -4,37 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-HEADS = 4
-"""Attention heads of the encoders over time."""
-
-
-class TimeEncoder(nn.Module):
-    """A recurrent layer in both directions, a projection, two post-norm transformer layers over the seconds (tasks.md 1.4).
-
-    There is no positional encoding (the recurrence knows the order) and no final norm.
-
-    Args:
-        inputs: width of the input.
-        hidden: width of each direction of the recurrence.
-        width: width of the output; the feed-forward layers have four times that.
-    """
-
-    def __init__(self, inputs: int, hidden: int, width: int) -> None:
-        super().__init__()
-        self.recurrent = nn.LSTM(inputs, hidden, batch_first=True, bidirectional=True)
-        self.project = nn.Linear(2 * hidden, width)
-        layer = nn.TransformerEncoderLayer(width, HEADS, 4 * width, dropout=0.1, batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-
-    def train(self, mode: bool = True) -> TimeEncoder:
-        """Switch the mode of all but the recurrence: it has no dropout, and cuDNN has no gradient of it in eval mode."""
-        super().train(mode)
-        self.recurrent.train()
-        return self
-
-    def forward(self, seconds: Tensor) -> Tensor:
-        """Return ``[b, T, width]`` for ``[b, T, inputs]``."""
-        return self.layers(self.project(self.recurrent(seconds)[0]))
+from avcl_core.heads.temporal import TemporalContext
 
 
 class TemporalGate(nn.Module):
@@ -47,10 +17,7 @@ class TemporalGate(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.reduce = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(0.2))
-        self.visual = TimeEncoder(width, width, width)
-        self.audio = TimeEncoder(width // 2, width // 2, width)
-        self.visual_gate = nn.Linear(width, 1)
-        self.audio_gate = nn.Linear(width, 1)
+        self.context = TemporalContext(width, width // 2, width)
 
     def forward(self, visual: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gates of sight and sound in 0…1, ``[b, T, 1]`` each.
@@ -59,9 +26,8 @@ class TemporalGate(nn.Module):
             visual: mean of the map ``[b, T, width]``.
             audio: ``[b, T, width / 2]``.
         """
-        seen = self.visual_gate(self.visual(self.reduce(visual)))
-        heard = self.audio_gate(self.audio(audio))
-        return seen.sigmoid(), heard.sigmoid()
+        context = self.context(self.reduce(visual), audio)
+        return context.visual_gate, context.audio_gate
 
 
 class TemporalGating(nn.Module):

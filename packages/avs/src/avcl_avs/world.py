@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from avcl_avs.data import SECONDS, SETTINGS, Row, Setting
 from avcl_avs.layout import CATEGORIES, PARTS
-from avcl_avs.world_files import Clip, write_clips
+from avcl_avs.world_files import write_clip
 from avcl_core.data.pool import Progress
 from avcl_core.errors import ConfigError
 from avcl_core.world.bank import SourceBank
 from avcl_core.world.composer import SceneBuilder, draw_span, other_classes
 from avcl_core.world.scene import Scene, Span
 from avcl_core.world.seeds import clip_id, rng_for
-from avcl_core.world.writer import WorldSize
+from avcl_core.world.writer import WorldSize, write_world
 
 EVENTS = 8
 """Number of classes of the task, where the bank has as many."""
@@ -78,7 +79,7 @@ def _begin(
     return rng, SceneBuilder(bank, split, rng, seconds=SECONDS, size=size.size, fps=size.fps)
 
 
-def clips_of(bank: SourceBank, size: WorldSize, seed: int) -> list[Clip]:
+def clips_of(bank: SourceBank, size: WorldSize, seed: int) -> list[tuple[Scene, Row]]:
     """Return all clips of both settings, each with its row of the metadata file."""
     clips = []
     for setting in SETTINGS:
@@ -87,7 +88,7 @@ def clips_of(bank: SourceBank, size: WorldSize, seed: int) -> list[Clip]:
             for index in range(count):
                 scene = SCENES[setting](bank, size, seed, split, index)
                 line += 1
-                clips.append(Clip(Row(line, setting, scene.id, split, _category(setting, scene)), scene))
+                clips.append((scene, Row(line, setting, scene.id, split, _category(setting, scene))))
     return clips
 
 
@@ -95,9 +96,8 @@ def _category(setting: Setting, scene: Scene) -> str:
     return next(source.cls for source in scene.sources if source.audible) if setting == "s4" else ""
 
 
-def annotation_files(clips: Sequence[Clip], classes: Sequence[str]) -> dict[str, str]:
+def annotation_files(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, str]:
     """Return the text of every metadata file, by its path below the data set's folder."""
-    rows = [clip.row for clip in clips]
     single = [f"{row.video},0,{row.category},{row.split}" for row in rows if row.setting == "s4"]
     multiple = [f"{row.video},{row.split}" for row in rows if row.setting == "ms3"]
     texts = {
@@ -120,6 +120,16 @@ def compose(
     if size.seconds != SECONDS:
         raise ConfigError(f"world avs: seconds is {size.seconds}; clips have {SECONDS}; set seconds={SECONDS}")
     bank = bank.subset(task_classes(bank))
-    clips = clips_of(bank, size, seed)
-    texts = annotation_files(clips, bank.classes)
-    write_clips(out, clips, bank, texts, seed=seed, size=size, workers=workers, progress=progress)
+    scenes, rows = zip(*clips_of(bank, size, seed), strict=True)
+    write_world(
+        out,
+        scenes,
+        bank,
+        annotation_files(rows, bank.classes),
+        task="avs",
+        seed=seed,
+        size=size,
+        write=partial(write_clip, rows={row.video: row for row in rows}),
+        workers=workers,
+        progress=progress,
+    )
