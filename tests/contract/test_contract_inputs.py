@@ -184,3 +184,49 @@ def test_tiling_by_the_clip_repeats_each_second_as_often_as_the_clip_has_seconds
         whole(np.zeros((longest + 1, rate), np.float32), None)
     with pytest.raises(ConfigError, match=f"tile is {longest + 1}: {longest + 1} seconds"):
         AudioInput(tower, rate, longest + 1, None)
+
+
+def frozen_model(cache_mib=64):
+    task, towers, _, loader = negatives()
+    (experience,) = task.experiences()
+    model = Frozen(towers, {task.name: task}, Frozen.Config(cache_mib=cache_mib))
+    model.grow(experience)
+    return model, task, towers, experience, loader
+
+
+@pytest.mark.parametrize("cache_mib", [64, 0])
+def test_kept_features_are_those_of_the_plain_walk_and_do_not_depend_on_the_batch(cache_mib):
+    model, task, towers, experience, loader = frozen_model(cache_mib)
+    keys = experience.train[:3]
+    batch = loader.load(Request(experience, "train", keys, (0, "augment")))
+    plain = Model(towers, {task.name: task}, Model.Config())
+    once, again, expected = model.features(batch, Ctx()), model.features(batch, Ctx()), plain.features(batch, Ctx())
+    for found in (once, again):
+        assert torch.allclose(found.final["visual"], expected.final["visual"], atol=1e-5)
+        assert all(
+            torch.allclose(a, b, atol=1e-5)
+            for a, b in zip(found.stages["visual"], expected.stages["visual"], strict=True)
+        )
+        assert torch.allclose(found.plain["negative"], expected.plain["negative"], atol=1e-5)
+    assert not once.final["visual"].requires_grad
+    fresh, *_ = frozen_model(cache_mib)
+    alone = fresh.features(loader.load(Request(experience, "train", keys[2:], (0, "augment"))), Ctx())
+    assert torch.equal(alone.final["visual"][0], once.final["visual"][2])
+    assert torch.equal(alone.plain["negative"][0], once.plain["negative"][2])
+
+
+def test_features_are_computed_once_while_there_is_room_for_them(monkeypatch):
+    model, _, towers, experience, loader = frozen_model()
+    calls = []
+    embed = towers["visual"].embed
+    monkeypatch.setattr(towers["visual"], "embed", lambda value: calls.append(len(value)) or embed(value))
+    batch = loader.load(Request(experience, "train", experience.train[:2]))
+    model.features(batch, Ctx())
+    model.features(batch, Ctx())
+    assert calls == [2, 2], "two clips of two frames, each once"
+    model.left = 0
+    other = loader.load(Request(experience, "train", experience.train[2:3]))
+    model.features(other, Ctx())
+    model.features(other, Ctx())
+    assert calls == [2, 2, 2, 2], "a full memory computes again and forgets nothing"
+    assert len(model.kept) == 2

@@ -40,7 +40,8 @@ def task_app(task: str, extend: Callable[[typer.Typer], None] = lambda app: None
         """Evaluate a run, by default the newest finished one.
 
         RUN (or run=RUN) is a run folder, checkpoint=RUN/checkpoints/TAG one of its commits; runs=FOLDER is where to look.
-        split=val judges another split, modalities=visual|audio hides the other input. A package may add further keys.
+        split=val judges another split, modalities=visual|audio hides the other input. An option of the task (setting=…) asks for
+        the newest run with it. A package may add further keys.
         """
         _test(task, arguments or [])
 
@@ -63,12 +64,24 @@ def training_command(app: typer.Typer, name: str, task: str, config: str, summar
         given, overrides = split_arguments(arguments or [])
         path = find_config(given or config, f"avcl_{task}")
         with console() as shown:
-            run = start(read(path, overrides), command_line(), shown)
+            run = start(read(path, _full_keys(task, overrides)), command_line(), shown)
         if run is not None:
             print((run / "results" / "table.md").read_text(encoding="utf-8"))
 
-    text = f"{summary}; CONFIG is a file or a shipped name (default: {config}). Writes a run folder."
+    text = (
+        f"{summary}; CONFIG is a file or a shipped name (default: {config}). Writes a run folder. "
+        f"An option of the task needs no prefix: setting=… is tasks.{task}.setting=…."
+    )
     app.command(name=name, help=text)(train)
+
+
+def _full_keys(task: str, overrides: list[str]) -> list[str]:
+    """Return the overrides with ``tasks.<task>.`` in front of the task's own options."""
+    from avcl_core.config.run import RunOptions
+    from avcl_core.plugins import load
+
+    own = load("task", task).options.model_fields.keys() - RunOptions.model_fields.keys()
+    return [f"tasks.{task}.{text}" if text.partition("=")[0] in own else text for text in overrides]
 
 
 def _test(task: str, arguments: list[str]) -> None:
@@ -78,10 +91,11 @@ def _test(task: str, arguments: list[str]) -> None:
     from avcl_core.running.launch import evaluate
     from avcl_core.running.tested import newest_run, write_evaluation
 
-    exports = load("task", task).exports
+    package = load("task", task)
+    exports, own = package.exports, tuple(package.options.model_fields)
     run, overrides = split_arguments(arguments)
     given = dict(text.split("=", 1) for text in overrides) | ({"run": run} if run else {})
-    known = (*TEST_KEYS, *exports)
+    known = (*TEST_KEYS, *exports, *own)
     for key in given:
         if key not in known:
             raise ConfigError(f"test {key}=…: is unknown{nearest(key, known)}; expected {'=, '.join(known)}=")
@@ -90,7 +104,8 @@ def _test(task: str, arguments: list[str]) -> None:
     for modality in modalities or ():
         _choice({"modalities": modality}, "modalities", ("visual", "audio"))
     wanted = [name for name in exports if _choice(given, name, ("true", "false")) == "true"]
-    folder, tag = _commit(given, lambda: newest_run(Path(given.get("runs", "runs")), task))
+    options = {key: given[key] for key in own if key in given}
+    folder, tag = _commit(given, lambda: newest_run(Path(given.get("runs", "runs")), task, options))
     with console() as shown:
         found = evaluate(folder, tag, shown, split, modalities)
     if not found:

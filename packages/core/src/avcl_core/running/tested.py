@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from avcl_core.config.load import read
+from avcl_core.config.run import load_run
 from avcl_core.errors import IntegrityError, RunError
 from avcl_core.evaluation.evaluator import Evaluation
 from avcl_core.evaluation.table import format_score
@@ -14,8 +16,8 @@ from avcl_core.running.launch import Tested
 from avcl_core.task import Task
 
 
-def newest_run(runs: Path, task: str) -> Path:
-    """Return the newest finished run below ``runs`` whose stream consists of ``task`` alone.
+def newest_run(runs: Path, task: str, options: Mapping[str, str] | None = None) -> Path:
+    """Return the newest finished run below ``runs`` whose stream consists of ``task`` alone, with these options of the task.
 
     Raises:
         IntegrityError: there is none.
@@ -26,11 +28,18 @@ def newest_run(runs: Path, task: str) -> Path:
         stream = path.with_name("stream.json")
         if record.get("status") == "done" and stream.is_file():
             tasks = {e["task"] for e in json.loads(stream.read_text())["experiences"]}
-            if tasks == {task}:
+            if tasks == {task} and _has(path.parent, task, options or {}):
                 found.append(path.parent)
     if not found:
-        raise IntegrityError(f"{runs}: no finished run of {task}; train one, or name it with run=FOLDER")
+        which = "".join(f", {name}={value}" for name, value in (options or {}).items())
+        raise IntegrityError(f"{runs}: no finished run of {task}{which}; train one, or name it with run=FOLDER")
     return max(found, key=lambda path: path.name)
+
+
+def _has(run: Path, task: str, options: Mapping[str, str]) -> bool:
+    """Whether a run trained its task with these options, defaults included."""
+    used = load_run(read(run / "config.yaml", ()))[1].tasks[task] if options else None
+    return all(str(getattr(used, name)) == value for name, value in options.items())
 
 
 def result_block(task: Task, evaluation: Evaluation) -> list[str]:
