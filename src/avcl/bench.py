@@ -25,6 +25,7 @@ from avcl_core.stream import Session
 from avcl_core.training.inputs import Tile, make_inputs
 from avcl_core.training.loader import Loader, Request
 from avcl_core.training.optimizers import NamedOptimizer
+from avcl_core.training.options import TrainingOptions
 from avcl_core.training.order import epoch_plan
 from avcl_core.training.session_data import SessionData
 from avcl_core.training.stepper import Stepper
@@ -61,10 +62,11 @@ def _session(
     assembly: Assembly, method: Method, session: Session, steps: int, console: Console
 ) -> Iterator[dict[str, Any]]:
     options, loader = assembly.options, assembly.loader
-    plan = epoch_plan(session, options.seed, 0, options.training.batch_size, 1)
-    stepper = _stepper(assembly, method, session, len(plan))
+    training = options.training.of({experience.task for experience in session.experiences})
+    plan = epoch_plan(session, options.seed, 0, training.batch_size, 1)
+    stepper = _stepper(assembly, method, session, training, len(plan))
     for experience in session.experiences:
-        data = SessionData(loader, experience, options.training.evaluation_batch, lambda: None)
+        data = SessionData(loader, experience, training.evaluation_batch, lambda: None)
         method.before(experience, data)
         mine = [portion for portion in plan if portion.experience is experience]
         chosen = [mine[i % len(mine)] for i in range(steps + 1)]
@@ -96,8 +98,8 @@ def _session(
         method.after(experience, data)
 
 
-def _stepper(assembly: Assembly, method: Method, session: Session, length: int) -> Stepper:
-    owners, training = Owners(method.model), assembly.options.training
+def _stepper(assembly: Assembly, method: Method, session: Session, training: TrainingOptions, length: int) -> Stepper:
+    owners = Owners(method.model)
     live = tuple(pattern for experience in session.experiences for pattern in method.active(experience))
     owners.set_trainable(live)
     optimizers = {

@@ -1,5 +1,7 @@
 """Schedules and patience: what the learning rate is at a step, when a session ends early, which options belong together."""
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
@@ -67,3 +69,30 @@ def test_a_full_size_tower_says_where_its_weights_come_from(given):
     with pytest.raises(ValidationError, match="random: true is for size full"):
         TowerOptions(name="swin_v2", random=True)
     assert TowerOptions(name="swin_v2", size="full", random=True).checkpoint is None
+
+
+def test_a_task_may_be_trained_differently_from_the_others():
+    options = TrainingOptions(epochs=8, lr=0.1, tasks={"avqa": {"epochs": 3}, "ave": {"patience": 2}})
+    assert (options.of({"avqa"}).epochs, options.of({"avqa"}).lr) == (3, 0.1)
+    assert options.of({"ave"}).patience == 2
+    assert options.of({"avs"}) is options
+    assert options.of({"ave", "avqa"}) is options, (
+        "several tasks together are trained as the configuration says in general"
+    )
+    with pytest.raises(ValidationError, match=r"tasks\.ave\.epoch is unknown.*epochs"):
+        TrainingOptions(tasks={"ave": {"epoch": 3}})
+    with pytest.raises(ValidationError, match="needs decay"):
+        TrainingOptions(tasks={"ave": {"schedule": "step"}})
+
+
+def test_sessions_are_trained_with_their_tasks_own_options(tmp_path):
+    training = TrainingOptions(epochs=2, batch_size=4, lr=1e-2, evaluation_batch=3, tasks={"labels": {"epochs": 1}})
+    tasks = {"classes": toy_task("classes", 1), "labels": toy_task("labels", 1)}
+    toy = ToyRun(lambda: {"visual": clip()}, Frozen, Finetune, tasks, training=training)
+    straight, asked = run_straight(toy, tmp_path / "straight")
+    lines = [json.loads(line) for line in (tmp_path / "straight/metrics.jsonl").read_text().splitlines()]
+    epochs = [(line["session"], line["epoch"]) for line in lines if "validation" in line]
+    assert epochs == [(0, 0), (0, 1), (1, 0)]
+    middle = [place for place, stop in enumerate(asked) if (stop.phase, stop.session) == ("train", 1)][1]
+    resumed = run_interrupted(toy, tmp_path / "stopped", middle)
+    assert differences(straight, resumed, tmp_path / "straight", tmp_path / "stopped") == []

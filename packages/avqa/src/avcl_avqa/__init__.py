@@ -35,7 +35,7 @@ plugin = TaskPackage(
     build=late("avcl_avqa.task:build"),
     layout=late("avcl_avqa.layout:layout"),
     compose=late("avcl_avqa.world:compose"),
-    world_size=WorldSize(train=120, val=24, test=48),
+    world_size=WorldSize(train=240, val=48, test=80),
     source=SourceOptions,
 )
 

@@ -36,8 +36,8 @@ STAGGERED = 0.5
 """Share of clips whose sounds begin one after the other; in the others all sound together."""
 STEP = 2
 """Seconds between staggered onsets, at least."""
-QUESTIONS = 5
-"""Questions about one video, each of another type; MUSIC-AVQA has as many on average."""
+QUESTIONS = 6
+"""Questions about one video, each of another type; MUSIC-AVQA has five on average."""
 CREST = 6.0
 """Recordings whose peak exceeds their root mean square by more are always soft: rendering holds peaks down, whatever the gain."""
 PLACES = Places(video="videos/{id}.mp4", frames="frames/{id}", wave="audio_wave/{id}.npy")

@@ -215,6 +215,12 @@ def load_run(source: Source) -> tuple[RunOptions, Parts]:
             raise ConfigError(f"{source.place(('tasks', name))}: tasks.{name}: {error}") from error
         validate(package.options, source, options.tasks[name], ("tasks", name))
     options = options.model_copy(update={"tasks": {n: o for n, o in options.tasks.items() if n in tasks}})
+    for name in options.training.tasks.keys() - tasks.keys():
+        place = source.place(("training", "tasks", name))
+        try:
+            load_plugin("task", name)
+        except ConfigError as error:
+            raise ConfigError(f"{place}: training.tasks.{name}: {error}") from error
     unused = sorted(options.init.keys() - tasks.keys())
     if unused:
         raise ConfigError(f"{source.place(('init', unused[0]))}: init.{unused[0]}: not in stream.tasks {list(tasks)}")

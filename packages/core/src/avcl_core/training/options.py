@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from avcl_core.config.options import Options
+from avcl_core.errors import nearest
 
 
 class TrainingOptions(Options):
@@ -27,6 +29,7 @@ class TrainingOptions(Options):
         evaluation_batch: samples per forward pass in evaluation.
         log_every: steps between two logged losses.
         checkpoint_every: steps between two commits within an epoch; epochs and phases always commit.
+        tasks: task → what is different in sessions of that task alone.
     """
 
     epochs: PositiveInt = 8
@@ -44,6 +47,12 @@ class TrainingOptions(Options):
     evaluation_batch: PositiveInt = 16
     log_every: PositiveInt = 1
     checkpoint_every: PositiveInt = 50
+    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    def of(self, tasks: Collection[str]) -> TrainingOptions:
+        """Return the options of a session that teaches ``tasks``: one task's own, or these where there are several."""
+        different = self.tasks.get(next(iter(tasks)), {}) if len(tasks) == 1 else {}
+        return TrainingOptions(**{**self.model_dump(exclude={"tasks"}), **different}) if different else self
 
     @model_validator(mode="after")
     def _complete(self) -> TrainingOptions:
@@ -54,4 +63,11 @@ class TrainingOptions(Options):
                 )
         if self.patience is not None and self.selection != "best":
             raise ValueError("patience needs selection best: without a selection no epoch is better than another")
+        for name, different in self.tasks.items():
+            unknown = sorted(different.keys() - (TrainingOptions.model_fields.keys() - {"tasks"}))
+            if unknown:
+                raise ValueError(
+                    f"tasks.{name}.{unknown[0]} is unknown{nearest(unknown[0], [*TrainingOptions.model_fields])}"
+                )
+            self.of({name})
         return self

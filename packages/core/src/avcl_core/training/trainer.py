@@ -65,6 +65,7 @@ class Trainer:
     ) -> None:
         self.build, self.stream, self.sessions, self.tasks = build, stream, tuple(sessions), dict(tasks)
         self.loader, self.options, self.seed, self.store = loader, options, seed, store
+        self.all_options = options
         self.recorder, self.digests, self.preemption = recorder, dict(digests), preemption
         self.collective, self.autocast, self.progress = collective, autocast, progress
         self.initialise = initialise
@@ -109,6 +110,7 @@ class Trainer:
 
     def _open(self, session: Session) -> Method:
         """Make sure that the session's model exists, with everything grown that its experiences need."""
+        self.options = self.all_options.of({experience.task for experience in session.experiences})
         begins = self.at.phase == "before" and self.at.index == 0
         others = self.grown - {e.name for e in session.experiences}
         if self.method is None or (session.fresh and begins and others):
