@@ -104,6 +104,7 @@ def content(run: Path) -> dict[str, bytes]:
     latest = run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text().strip()
     found = {name: (run / name).read_bytes() for name in SAME}
     found |= {name: (latest / name).read_bytes() for name in CHECKPOINT}
-    found |= {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.glob("predictions/*/*"))}
+    for made in ("predictions/*/*", "results/examples/*"):
+        found |= {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.glob(made))}
     found["report.html"] = render([run]).read_bytes()
     return found

@@ -22,12 +22,9 @@ def syncs(run: Path) -> int:
     return 8 * int((run / "checkpoints" / "LATEST").read_text().split("-")[0])
 
 
-@pytest.mark.parametrize("moment", [0.02, 0.31, 0.5, 0.77, 0.96])
-def test_kill_at_a_write_then_resume_equals_the_straight_run(
-    moment: float, straight: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def killed(last: int, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Start a run in a process that dies at its write number ``last``; return its folder."""
     before = set(run_folders(overrides))
-    last = int(moment * syncs(straight)) + 1
     plain, seen = checkpoint.sync, 0
 
     def deadly(path: Path) -> None:
@@ -41,11 +38,40 @@ def test_kill_at_a_write_then_resume_equals_the_straight_run(
     child = Child(lambda: start(overrides))
     monkeypatch.setattr(checkpoint, "sync", plain)
     assert child.wait() == -signal.SIGKILL
-    run = newest(overrides, before)
+    return newest(overrides, before)
+
+
+@pytest.mark.parametrize("moment", [0.02, 0.31, 0.5, 0.77, 0.96])
+def test_kill_at_a_write_then_resume_equals_the_straight_run(
+    moment: float, straight: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = killed(int(moment * syncs(straight)) + 1, overrides, monkeypatch)
     resumed = Child(lambda: launch.resume(run, ["workers=2"] if moment == 0.5 else [], launch.Console()))
     assert resumed.wait() == 0
     assert content(run) == content(straight)
     assert json.loads((run / "run.json").read_text())["status"] == "done"
+
+
+def test_a_stream_of_all_four_tasks_resumes_to_the_same_bytes(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four = [text for text in overrides if not text.startswith(("stream.tasks", "training.epochs", "training.check"))]
+    four += ["training.epochs=1", "training.tasks.avqa.epochs=1", "training.checkpoint_every=4"]
+    plain, writes = checkpoint.sync, []
+    monkeypatch.setattr(checkpoint, "sync", lambda path: writes.append(path) or plain(path))
+    straight = start(four)
+    monkeypatch.setattr(checkpoint, "sync", plain)
+    run = killed(int(0.9 * len(writes)), four, monkeypatch)
+    latest = (run / "checkpoints" / "LATEST").read_text().strip()
+    state = json.loads((run / "checkpoints" / latest / "state.json").read_text())
+    assert state["position"]["session"] == 3, "killed while it learns to answer questions"
+    launch.resume(run, [], launch.Console())
+    assert content(run) == content(straight)
+    shown = {path.stem for path in (run / "results" / "examples").glob("*.jsonl")}
+    assert shown == {"ave", "avvp", "avs", "avqa"}
+    page = (run / "report.html").read_text()
+    assert "Question" in page
+    assert "data:image/jpeg;base64" in page
 
 
 def test_sigterm_commits_exits_75_and_resumes(straight: Path, overrides: list[str]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from avcl_avqa.grounding import GroundingHead, frame_maps, match_pairs, sound_means, widths
 from avcl_core.batch import Batch, Outputs
 from avcl_core.features import Features, FeatureSpec
+from avcl_core.heads.temporal import Lstm
 
 HEADS = 4
 DROPOUT = 0.1
@@ -19,7 +20,7 @@ class QuestionEncoder(nn.Module):
     def __init__(self, words: int, width: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(words, width)
-        self.lstm = nn.LSTM(width, width, batch_first=True)
+        self.lstm = Lstm(width, width)
         self.project = nn.Linear(2 * width, width)
 
     def forward(self, question: Tensor) -> Tensor:

@@ -62,7 +62,8 @@ class Evaluator:
         predictions = self.predict(method, experience, split)
         targets = self.loader.targets(experience, split)
         controls = task.controls(self.loader.targets(experience, "train"), targets)
-        controls["shuffled predictions"] = task.score(_dealt(predictions), targets)
+        if _vary(targets):  # where every sample has the same truth, dealing predictions out changes nothing
+            controls["shuffled predictions"] = task.score(_dealt(predictions), targets)
         shown = ordered(predictions, "examples")[:COUNT]
         examples = task.examples(
             {key: predictions[key] for key in shown}, {key: targets[key] for key in shown}, task.dataset(split)
@@ -78,6 +79,12 @@ class Evaluator:
         trivial = task.controls(self.loader.targets(experience, "train"), self.loader.targets(experience, split))
         base = max(values[task.primary] for name, values in trivial.items() if name not in task.oracles)
         return (metrics[task.primary] - base) / (task.ideal - base) if task.ideal != base else 0.0
+
+
+def _vary(targets: Mapping[str, Prediction]) -> bool:
+    """Whether the targets of any two samples differ."""
+    first, *others = targets.values()
+    return any(not np.array_equal(first[name], other[name]) for other in others for name in first)
 
 
 def _dealt(predictions: Mapping[str, Prediction]) -> dict[str, dict[str, np.ndarray]]:
