@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from avcl_core.batch import Batch
 from avcl_core.config.load import Source
 from avcl_core.config.run import load_run
 from avcl_core.methods.base import Method
@@ -26,7 +27,7 @@ from avcl_core.training.inputs import Tile, make_inputs
 from avcl_core.training.loader import Loader, Request
 from avcl_core.training.optimizers import NamedOptimizer
 from avcl_core.training.options import TrainingOptions
-from avcl_core.training.order import epoch_plan
+from avcl_core.training.order import Portion, epoch_plan
 from avcl_core.training.session_data import SessionData
 from avcl_core.training.stepper import Stepper
 
@@ -36,9 +37,9 @@ PHASES = ("front end", "loading", "forward", "step")
 def bench(source: Source, steps: int, console: Console) -> dict[str, Any]:
     """Measure every task of a configuration's stream.
 
-    Per task, on the same ``steps`` training batches: ``front end`` loads them without any cache, ``loading`` as training does
-    (front-end features cached), ``forward`` predicts them, ``step`` is a whole optimiser step with everything that the method
-    does; earlier tasks were learnt for these steps and their hooks were run, so that memories are filled. One batch of each
+    Per task, on ``steps`` training batches each: ``front end`` loads them without any cache, ``loading`` as training does
+    (front-end features cached), ``forward`` predicts others, ``step`` is a whole optimiser step with everything that the method
+    does, on further ones (as far as the split has them: a model may keep what it has seen); earlier tasks were learnt for these steps and their hooks were run, so that memories are filled. One batch of each
     phase is run before the clock starts. Nothing is written but prepared data and the front-end cache.
 
     Returns:
@@ -69,33 +70,50 @@ def _session(
         data = SessionData(loader, experience, training.evaluation_batch, lambda: None)
         method.before(experience, data)
         mine = [portion for portion in plan if portion.experience is experience]
-        chosen = [mine[i % len(mine)] for i in range(steps + 1)]
-        requests = [stepper.my_requests(portion, (options.seed, "bench", i)) for i, portion in enumerate(chosen)]
-        batches = [[loader.load(request) for request in group] for group in requests]
         bare = Loader(assembly.tasks, _uncached(assembly), loader.device)
-
-        def step(i: int, batches=batches, chosen=chosen) -> None:
-            stepper.step(batches[i], len(chosen[i].keys), ("bench", session.index, i), i)
-
-        def read(i: int, through: Loader, requests: list[list[Request]] = requests) -> None:
-            for request in requests[i]:
-                through.load(request)
-
-        def predict(i: int, batches=batches) -> None:
-            for batch in batches[i]:
-                method.predict(batch.question(False))
-
-        work: dict[str, Callable[[int], None]] = {
-            "front end": lambda i, read=read, bare=bare: read(i, bare),
-            "loading": lambda i, read=read: read(i, loader),
-            "forward": predict,
-            "step": step,
-        }
-        sizes = [len(portion.keys) for portion in chosen]
-        for phase in PHASES:
+        for number, phase in enumerate(PHASES):
             console.say(f"{experience.name}: {phase}")
-            yield {"task": experience.task, "phase": phase, **_measure(work[phase], sizes, torch.device(loader.device))}
+            first = {"forward": steps + 1, "step": 2 * (steps + 1)}.get(phase, 0)
+            chosen = [mine[(first + i) % len(mine)] for i in range(steps + 1)]
+            requests = [stepper.my_requests(portion, (options.seed, "bench", i)) for i, portion in enumerate(chosen)]
+            through = bare if phase == "front end" else loader
+            work = _reading(through, requests)
+            if phase == "loading":  # training reads everything again in every epoch
+                for i in range(len(requests)):
+                    work(i)
+            if number > 1:
+                batches = [[loader.load(request) for request in group] for group in requests]
+                work = _predicting(method, batches) if phase == "forward" else _stepping(stepper, batches, chosen)
+            sizes = [len(portion.keys) for portion in chosen]
+            yield {"task": experience.task, "phase": phase, **_measure(work, sizes, torch.device(loader.device))}
         method.after(experience, data)
+
+
+Work = Callable[[int], None]
+"""Does batch ``i`` of a phase."""
+
+
+def _reading(loader: Loader, requests: list[list[Request]]) -> Work:
+    def work(i: int) -> None:
+        for request in requests[i]:
+            loader.load(request)
+
+    return work
+
+
+def _predicting(method: Method, batches: list[list[Batch]]) -> Work:
+    def work(i: int) -> None:
+        for batch in batches[i]:
+            method.predict(batch.question(False))
+
+    return work
+
+
+def _stepping(stepper: Stepper, batches: list[list[Batch]], chosen: list[Portion]) -> Work:
+    def work(i: int) -> None:
+        stepper.step(batches[i], len(chosen[i].keys), ("bench", chosen[i].experience.name, i), i)
+
+    return work
 
 
 def _stepper(assembly: Assembly, method: Method, session: Session, training: TrainingOptions, length: int) -> Stepper:

@@ -72,6 +72,9 @@ def verify(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="A prepared folder, or a published one with --task.")
     ],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="With --task: options of reading FOLDER.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Check FOLDER as this task's published layout.")] = None,
     full: Annotated[
         bool, typer.Option("--full/--fast", help="Decode or digest everything; fast: headers and sizes.")
@@ -94,7 +97,8 @@ def verify(
     if task is None:
         found = check(folder, level)
     else:
-        layout = load("task", task).layout(folder)
+        package = load("task", task)
+        layout = package.layout(folder, **_source_options(package, options or []))
         with progress_bar(f"{task}: verifying") as progress:
             found = verify_source(layout, level, workers=workers, quarantine=quarantine, progress=progress)
     _show(found)

@@ -206,3 +206,11 @@ def test_published_splits_share_videos_but_no_question(real_data, tmp_path):
     assert annotations.overlaps.startswith(
         "2296 of 3815 val videos are also test videos; 3815 of 3815 train videos are also val"
     )
+
+
+def test_lists_in_the_folder_above_the_questions_are_taken_too(copy):
+    for name in ("ans_vocab.txt", "ques_vocab.txt"):
+        (copy / "json" / name).rename(copy / name)
+    layout = plugin.layout(copy)
+    assert layout.problems == ()
+    assert layout.annotations["json/ans_vocab"] == copy / "ans_vocab.txt"

@@ -186,6 +186,28 @@ def test_tiling_by_the_clip_repeats_each_second_as_often_as_the_clip_has_seconds
         AudioInput(tower, rate, longest + 1, None)
 
 
+@pytest.mark.parametrize("kind", [Model, Frozen])
+def test_a_denied_modality_is_denied_to_plain_inputs_too(kind):
+    task, towers, inputs, _ = negatives()
+    (experience,) = task.experiences()
+    loader = Loader({task.name: task}, inputs, modalities=())
+    model = kind(towers, {task.name: task}, kind.Config())
+    model.grow(experience)
+    batch = loader.load(Request(experience, "train", experience.train[:2], (0, "augment")))
+    features = model.features(batch, Ctx())
+    assert torch.allclose(features.plain["negative"], features.final["visual"], atol=1e-5), "both are the mean image"
+
+
+def test_kept_features_do_not_depend_on_the_precision_of_the_step():
+    model, _, _, experience, loader = frozen_model()
+    batch = loader.load(Request(experience, "train", experience.train[:2]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = model.features(batch, Ctx()).final["visual"]
+    fresh, *_ = frozen_model()
+    assert low.dtype == torch.float32
+    assert torch.equal(low, fresh.features(batch, Ctx()).final["visual"])
+
+
 def frozen_model(cache_mib=64):
     task, towers, _, loader = negatives()
     (experience,) = task.experiences()

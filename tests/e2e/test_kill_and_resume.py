@@ -55,18 +55,20 @@ def test_kill_at_a_write_then_resume_equals_the_straight_run(
 def test_a_stream_of_all_four_tasks_resumes_to_the_same_bytes(
     overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Killed while it learns segmentation (batch-norm statistics), and again while it learns to answer questions."""
     four = [text for text in overrides if not text.startswith(("stream.tasks", "training.epochs", "training.check"))]
     four += ["training.epochs=1", "training.tasks.avqa.epochs=1", "training.checkpoint_every=4"]
     plain, writes = checkpoint.sync, []
     monkeypatch.setattr(checkpoint, "sync", lambda path: writes.append(path) or plain(path))
     straight = start(four)
     monkeypatch.setattr(checkpoint, "sync", plain)
-    run = killed(int(0.9 * len(writes)), four, monkeypatch)
-    latest = (run / "checkpoints" / "LATEST").read_text().strip()
-    state = json.loads((run / "checkpoints" / latest / "state.json").read_text())
-    assert state["position"]["session"] == 3, "killed while it learns to answer questions"
-    launch.resume(run, [], launch.Console())
-    assert content(run) == content(straight)
+    for moment, session in ((0.55, 2), (0.9, 3)):
+        run = killed(int(moment * len(writes)), four, monkeypatch)
+        latest = (run / "checkpoints" / "LATEST").read_text().strip()
+        state = json.loads((run / "checkpoints" / latest / "state.json").read_text())
+        assert state["position"]["session"] == session
+        launch.resume(run, [], launch.Console())
+        assert content(run) == content(straight)
     shown = {path.stem for path in (run / "results" / "examples").glob("*.jsonl")}
     assert shown == {"ave", "avvp", "avs", "avqa"}
     page = (run / "report.html").read_text()

@@ -6,7 +6,8 @@ from avcl_core.cli import task_app, training_command
 
 
 def _ground(app: typer.Typer) -> None:
-    training_command(app, "ground", "avqa", "ground", "Train the grounding stage, from which the task's head can start")
+    summary = "Train the grounding stage, from which the task's head can start"
+    training_command(app, "ground", "avqa", "ground", summary, task="avqa_ground")
 
 
 main = task_app("avqa", _ground)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from avcl_avqa.annotations import FOLDERS, question_files, read_annotations
 from avcl_avqa.data import SECONDS
-from avcl_avqa.vocabulary import ANSWERS_FILE, WORDS_FILE
+from avcl_avqa.vocabulary import ANSWERS_FILE, WORDS_FILE, list_file
 from avcl_core.data.layout import Layout, MediaFolders, find_clips
 from avcl_core.data.problems import Problem
 from avcl_core.data.waves import SoundRule
@@ -38,7 +38,7 @@ def layout(root: Path, audio_windows: Literal["uniform", "head"] = "uniform") ->
     for folder in releases:
         found = read_annotations(folder)
         problems += found.problems
-        lists = [folder / name for name in (ANSWERS_FILE, WORDS_FILE) if (folder / name).is_file()]
+        lists = [path for name in (ANSWERS_FILE, WORDS_FILE) if (path := list_file(folder, name)).is_file()]
         paths |= {f"{folder.name}/{path.stem}": path for path in (*question_files(folder).values(), *lists)}
         videos |= dict.fromkeys(video for split in found.splits for video in found.videos(split))
     clips, missing = find_clips(root, videos, MEDIA, "evenly", SECONDS)

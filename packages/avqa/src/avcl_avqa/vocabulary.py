@@ -51,12 +51,17 @@ class Vocabulary:
         return np.array(indices + [0] * (LONGEST - len(indices)), dtype=np.int64)
 
 
+def list_file(folder: Path, name: str) -> Path:
+    """Return where a list lies: beside the question files in ``folder``, or in the folder above, as some copies have it."""
+    return next((path for path in (folder / name, folder.parent / name) if path.exists()), folder / name)
+
+
 def vocabulary_beside(folder: Path) -> tuple[Vocabulary, list[AnnotationFile]]:
     """Return the vocabulary of the question files in ``folder``, and the list files read, with their findings.
 
     A list that is not there is MUSIC-AVQA's; so is one with exactly its entries, whatever their order: index order is frozen.
     """
-    answers, words = AnnotationFile(folder / ANSWERS_FILE), AnnotationFile(folder / WORDS_FILE)
+    answers, words = (AnnotationFile(list_file(folder, name)) for name in (ANSWERS_FILE, WORDS_FILE))
     found = [file for file in (answers, words) if file.path.exists()]
     known = {file.path.name: tuple(file.collect(read_list)) for file in found}
     vocabulary = Vocabulary(

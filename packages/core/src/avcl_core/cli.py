@@ -53,8 +53,15 @@ def task_app(task: str, extend: Callable[[typer.Typer], None] = lambda app: None
     return main
 
 
-def training_command(app: typer.Typer, name: str, task: str, config: str, summary: str) -> None:
-    """Add a command that trains, with ``config`` of the package ``avcl_<task>`` as its default configuration."""
+def training_command(
+    app: typer.Typer, name: str, package: str, config: str, summary: str, task: str | None = None
+) -> None:
+    """Add a command that trains a task of the package ``avcl_<package>``, with its ``config`` as default configuration.
+
+    Args:
+        task: which of the package's tasks; by default the one named as the package.
+    """
+    taught = task or package
 
     def train(arguments: Arguments = None) -> None:
         from avcl_core.config.load import read
@@ -62,15 +69,15 @@ def training_command(app: typer.Typer, name: str, task: str, config: str, summar
         from avcl_core.running.launch import command_line, start
 
         given, overrides = split_arguments(arguments or [])
-        path = find_config(given or config, f"avcl_{task}")
+        path = find_config(given or config, f"avcl_{package}")
         with console() as shown:
-            run = start(read(path, _full_keys(task, overrides)), command_line(), shown)
+            run = start(read(path, _full_keys(taught, overrides)), command_line(), shown)
         if run is not None:
             print((run / "results" / "table.md").read_text(encoding="utf-8"))
 
     text = (
         f"{summary}; CONFIG is a file or a shipped name (default: {config}). Writes a run folder. "
-        f"An option of the task needs no prefix: setting=… is tasks.{task}.setting=…."
+        f"An option of the task needs no prefix: setting=… is tasks.{taught}.setting=…."
     )
     app.command(name=name, help=text)(train)
 
@@ -99,7 +106,7 @@ def _test(task: str, arguments: list[str]) -> None:
     for key in given:
         if key not in known:
             raise ConfigError(f"test {key}=…: is unknown{nearest(key, known)}; expected {'=, '.join(known)}=")
-    split = _choice(given, "split", ("train", "val", "test"))
+    split = _choice(given, "split", ("val", "test"))
     modalities = modality_names(given["modalities"]) if "modalities" in given else None
     for modality in modalities or ():
         _choice({"modalities": modality}, "modalities", ("visual", "audio"))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -99,9 +99,7 @@ def read_frames(source: Path, rule: FrameRule | Sequence[int], seconds: int, siz
         wanted = _wanted(source, rule, len(paths), seconds)
         pictures = {int(k): read_image(paths[k - 1], size) for k in np.unique(wanted)}
     else:
-        decoded = _decode(source)
-        wanted = _wanted(source, rule, len(decoded), seconds)
-        pictures = {int(k): resize(decoded[k - 1].to_image(), size) for k in np.unique(wanted)}
+        wanted, pictures = _read_video(source, rule, seconds, size)
     shapes = {picture.shape for picture in pictures.values()}
     if len(shapes) > 1:
         raise broken(source, "frame size", f"{len(shapes)} different sizes", "one size in a clip", _REPLACE)
@@ -119,8 +117,27 @@ def _wanted(source: Path, rule: FrameRule | Sequence[int], m: int, seconds: int)
     return wanted
 
 
-def _decode(path: Path) -> list:
-    """All frames of a video as decoder frames; MediaError when it does not decode to the end that its header promises."""
+def _read_video(
+    path: Path, rule: FrameRule | Sequence[int], seconds: int, size: int | None
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Wanted indices and those pictures of a video; no other frame is kept in memory while it is decoded to its end."""
+    promised, pictures, count, wanted = 0, {}, 0, np.zeros(0, dtype=np.int64)
+    for promised, number, frame in _decode(path):
+        if number == 1 and promised:
+            wanted = _wanted(path, rule, promised, seconds)
+        if number in wanted:
+            pictures[number] = resize(frame.to_image(), size)
+        count = number
+    if count == 0 or count < promised:
+        raise broken(path, "picture stream", f"{count} frames", f"{max(promised, 1)} as its header says", _REPLACE)
+    if count != promised:  # the header does not know how many there are
+        wanted = _wanted(path, rule, count, seconds)
+        pictures = {n: resize(frame.to_image(), size) for _, n, frame in _decode(path) if n in wanted}
+    return wanted, pictures
+
+
+def _decode(path: Path) -> Iterator[tuple[int, int, Any]]:
+    """(frames that the header promises or 0, 1-based number, decoder frame) of a video; MediaError where it does not decode."""
     import av
     from av.error import FFmpegError
 
@@ -133,12 +150,7 @@ def _decode(path: Path) -> list:
             if stream.codec_context is None:
                 raise broken(path, "picture stream", "no known codec", "a video that decodes", _REPLACE)
             stream.codec_context.thread_count = 1
-            promised = stream.frames
-            frames = list(container.decode(stream))
+            for number, frame in enumerate(container.decode(stream), start=1):
+                yield stream.frames, number, frame
     except FFmpegError as error:
         raise broken(path, "picture stream", str(error), "a video that decodes to its end", _REPLACE) from None
-    if not frames or len(frames) < promised:
-        raise broken(
-            path, "picture stream", f"{len(frames)} frames", f"{max(promised, 1)} as its header says", _REPLACE
-        )
-    return frames

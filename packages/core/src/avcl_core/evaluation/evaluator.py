@@ -41,6 +41,7 @@ class Evaluator:
         self, loader: Loader, hidden: bool, size: int, collective: Collective, check: Callable[[], None] = lambda: None
     ) -> None:
         self.loader, self.hidden, self.size, self.collective, self.check = loader, hidden, size, collective, check
+        self._trivial: dict[str, float] = {}
 
     def predict(self, method: Method, experience: Experience, split: str) -> dict[str, Prediction]:
         """Return key → decoded prediction for a split, in key order of the experience."""
@@ -75,9 +76,11 @@ class Evaluator:
 
         For one task this only rescales its metric; for several, skills of different metrics can be averaged.
         """
-        split = experience.selection
-        trivial = task.controls(self.loader.targets(experience, "train"), self.loader.targets(experience, split))
-        base = max(values[task.primary] for name, values in trivial.items() if name not in task.oracles)
+        if experience.name not in self._trivial:
+            train, judged = (self.loader.targets(experience, split) for split in ("train", experience.selection))
+            controls = {n: v for n, v in task.controls(train, judged).items() if n not in task.oracles}
+            self._trivial[experience.name] = max(values[task.primary] for values in controls.values())
+        base = self._trivial[experience.name]
         return (metrics[task.primary] - base) / (task.ideal - base) if task.ideal != base else 0.0
 
 

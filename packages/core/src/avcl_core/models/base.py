@@ -237,8 +237,9 @@ class Model(nn.Module):
         towers = dict(self._towers())
         for name, modality in self.tasks[batch.task].plain.items():
             if modality in towers and name in batch.inputs:
-                tower = towers[modality]
-                value = batch.inputs[name]
+                tower, value = towers[modality], batch.inputs[name]
+                if modality in batch.present:
+                    value = self.absent(tower, value, batch.present[modality])
                 with torch.no_grad():
                     walk = DualStream.solo(modality, tower)
                     tokens, aux = tower.embed(value.flatten(0, 1))

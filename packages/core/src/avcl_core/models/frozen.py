@@ -60,8 +60,10 @@ class Frozen(Model):
         towers, found = dict(self._towers()), {}
         for name, modality in self.tasks[batch.task].plain.items():
             if modality in towers and name in batch.inputs:
-                value = batch.inputs[name]
-                frames = self._each(modality, towers[modality], value.flatten(0, 1).unsqueeze(1))
+                tower, value = towers[modality], batch.inputs[name]
+                if modality in batch.present:
+                    value = self.absent(tower, value, batch.present[modality])
+                frames = self._each(modality, tower, value.flatten(0, 1).unsqueeze(1))
                 found[name] = torch.cat([frame.final[modality] for frame in frames]).unflatten(0, value.shape[:2])
         return found
 
@@ -72,7 +74,8 @@ class Frozen(Model):
             content = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
             key = (name, hashlib.blake2b(content, digest_size=16).digest())
             if key not in self.kept:
-                with torch.no_grad():
+                # What is kept must not depend on the precision of the step that first needed it.
+                with torch.no_grad(), torch.autocast(value.device.type, enabled=False):
                     tokens, aux = tower.embed(value)
                     found = walk.walk({name: tokens}, {name: aux}, {}, Ctx())
                 made = Features({name: found.final[name][:, 0]}, {name: tuple(m[:, 0] for m in found.stages[name])})

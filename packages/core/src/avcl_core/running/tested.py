@@ -8,7 +8,7 @@ from pathlib import Path
 
 from avcl_core.config.load import read
 from avcl_core.config.run import load_run
-from avcl_core.errors import IntegrityError, RunError
+from avcl_core.errors import AvclError, IntegrityError, RunError
 from avcl_core.evaluation.evaluator import Evaluation
 from avcl_core.evaluation.table import format_score
 from avcl_core.running.folder import RunFolder
@@ -38,7 +38,12 @@ def newest_run(runs: Path, task: str, options: Mapping[str, str] | None = None) 
 
 def _has(run: Path, task: str, options: Mapping[str, str]) -> bool:
     """Whether a run trained its task with these options, defaults included."""
-    used = load_run(read(run / "config.yaml", ()))[1].tasks[task] if options else None
+    if not options:
+        return True
+    try:
+        used = load_run(read(run / "config.yaml", ()))[1].tasks[task]
+    except AvclError:  # a run of another version, which cannot be the one that is meant
+        return False
     return all(str(getattr(used, name)) == value for name, value in options.items())
 
 
