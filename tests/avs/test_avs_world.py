@@ -108,11 +108,13 @@ def test_multiple_sources_sound_at_different_times():
     clips = [multiple_sources(bank, WorldSize(300, 1, 1, seconds=5), 0, "train", index) for index in range(300)]
     heard = [np.array([[any(a <= t < b for a, b in s.audible) for t in range(5)] for s in c.sources]) for c in clips]
     assert {len(c.sources) for c in clips} == {2, 3}
-    assert np.mean([(h.any(1).sum() > 1) for h in heard]) > 0.7
+    assert np.mean([(h.any(1).sum() > 1) for h in heard]) > 0.5
     # The set of sounding objects changes within most clips, and few frames are empty.
     assert np.mean([bool((h != h[:, :1]).any()) for h in heard]) > 0.7
-    assert 0.02 < np.mean([~h.any(0) for h in heard]) < 0.2
-    assert np.mean([h.all(0) for h in heard]) < 0.5
+    assert 0.02 < np.mean([~h.any(0) for h in heard]) < 0.25
+    # An object that is seen is heard about half of the time: sight alone cannot tell which pixels belong to the mask.
+    assert 0.4 < np.mean([h.mean() for h in heard]) < 0.6
+    assert np.mean([h.all(0) for h in heard]) < 0.3
 
 
 def test_scenes_depend_on_seed_setting_split_and_index_alone():

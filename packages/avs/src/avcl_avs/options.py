@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, NonNegativeFloat
 
 from avcl_core.config.options import Options
 
@@ -25,12 +25,14 @@ class SegmentationOptions(Options):
             of mmsegmentation.
         width: channels of the head; all its sizes follow. The published one is 256.
         mask_size: edge of the decoded mask in pixels, which is then enlarged to 224. The published one is 224.
+        match_weight: λ₁, the weight of the audio-visual match loss of ``ms3`` (tasks.md 3.4). The published one is 0.5.
     """
 
     setting: Literal["s4", "ms3"] = "s4"
     head: Annotated[str, AfterValidator(_known_head)] = "tpavi"
     width: Annotated[int, Field(gt=0, multiple_of=8)] = 256
     mask_size: Annotated[int, Field(gt=0, multiple_of=32)] = 224
+    match_weight: NonNegativeFloat = 0.5
 
 
 class SourceOptions(Options):

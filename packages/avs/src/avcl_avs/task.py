@@ -26,9 +26,6 @@ from avcl_core.features import FeatureSpec
 from avcl_core.stream import Experience
 from avcl_core.task import Dataset, Kind, Prediction, Task
 
-MATCH_WEIGHT = 0.5
-"""λ₁, the weight of the audio-visual match loss in the multi-source setting (tasks.md 3.4)."""
-
 
 class Segmentation(Task):
     """Segmentation of the sounding objects in five frames.
@@ -78,7 +75,7 @@ class Segmentation(Task):
         parts = {"mask": (frame_bce(outputs["logits"], targets["mask"]) * annotated).sum() / count}
         if "avm" in outputs:
             match = (outputs["avm"] * annotated).sum() / count
-            parts["match"] = MATCH_WEIGHT * PUBLISHED_FRAMES * match
+            parts["match"] = self.options.match_weight * PUBLISHED_FRAMES * match
         return parts
 
     def units(self, targets: Mapping[str, Tensor]) -> int:

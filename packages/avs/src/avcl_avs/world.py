@@ -27,9 +27,9 @@ SILENT = (0.8, 0.2)
 """S4: share of clips with one and two silent objects of other classes beside the one that sounds."""
 OBJECTS = {2: 0.7, 3: 0.3}
 """MS3: share of clips with two and three objects, all of other classes."""
-WHOLE = 0.5
+WHOLE = 0.25
 """MS3: share of clips whose first object sounds throughout; other spans have two to four seconds."""
-MUTE = 0.15
+MUTE = 0.5
 """MS3: share of the objects, the first excepted, that never sound."""
 
 
