@@ -28,7 +28,7 @@ def test_published_settings(name):
         "visual": ("swin_v2", "full"),
         "audio": ("htsat", "full"),
     }
-    assert options.towers["audio"].tile == 10
+    assert options.towers["audio"].tile == "clip"
     assert all(tower.checkpoint is not None for tower in options.towers.values())  # never random weights unnoticed
     assert options.data.world is None
     training = options.training

@@ -35,7 +35,7 @@ def test_published_settings(name, head):
         "visual": ("swin_v2", "full"),
         "audio": ("htsat", "full"),
     }
-    assert options.towers["audio"].tile == 10
+    assert options.towers["audio"].tile == "clip"
     assert options.data.world is None
     training = options.training
     assert (training.lr, training.epochs, training.batch_size, training.micro_batch) == (3e-4, 40, 8, 1)
