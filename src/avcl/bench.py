@@ -19,11 +19,10 @@ from avcl_core.config.load import Source
 from avcl_core.config.run import load_run
 from avcl_core.methods.base import Method
 from avcl_core.ownership import Owners
-from avcl_core.running.assemble import Assembly, assemble
+from avcl_core.running.assemble import Assembly, assemble, inputs_of
 from avcl_core.running.launch import Console, launch_fabric
 from avcl_core.seeding import seed_step
 from avcl_core.stream import Session
-from avcl_core.training.inputs import Tile, make_inputs
 from avcl_core.training.loader import Loader, Request
 from avcl_core.training.optimizers import NamedOptimizer
 from avcl_core.training.options import TrainingOptions
@@ -70,7 +69,7 @@ def _session(
         data = SessionData(loader, experience, training.evaluation_batch, lambda: None)
         method.before(experience, data)
         mine = [portion for portion in plan if portion.experience is experience]
-        bare = Loader(assembly.tasks, _uncached(assembly), loader.device)
+        bare = Loader(assembly.tasks, inputs_of(options, assembly.towers, assembly.tasks, None), loader.device)
         for number, phase in enumerate(PHASES):
             console.say(f"{experience.name}: {phase}")
             first = {"forward": steps + 1, "step": 2 * (steps + 1)}.get(phase, 0)
@@ -128,12 +127,6 @@ def _stepper(assembly: Assembly, method: Method, session: Session, training: Tra
         method, assembly.tasks, assembly.stream, assembly.loader, training, live, optimizers, method.collective,
         assembly.options.seed, assembly.fabric.autocast,
     )  # fmt: skip
-
-
-def _uncached(assembly: Assembly) -> dict[str, Any]:
-    tiles: dict[str, Tile] = {name: tower.tile for name, tower in assembly.options.towers.items()}
-    rates = [task.audio_rate for task in assembly.tasks.values() if "audio" in task.modalities]
-    return make_inputs(assembly.towers, tiles, rates[0] if rates else 0, None)
 
 
 def _measure(work: Callable[[int], None], sizes: list[int], device: torch.device) -> dict[str, Any]:

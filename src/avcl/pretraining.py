@@ -25,7 +25,7 @@ from avcl_core.world.seeds import rng_for
 from shared_backbones.text import TextEncoder
 from shared_backbones.tower import Tower
 
-TOWERS = ("swin_v2", "resnet18", "clip_vit", "htsat", "clap", "pvt_v2", "resnet50", "vggish")
+TOWERS = ("swin_v2", "clip_vit", "resnet18", "htsat", "clap", "pvt_v2", "resnet50", "vggish")
 RATE = 32_000
 SECONDS = 2
 PIXELS = 96

@@ -265,3 +265,21 @@ def test_problems_travel_through_files_and_processes(tmp_path):
     (tmp_path / "quarantine.jsonl").write_text('{"file": 1}\n')
     with pytest.raises(DataError, match="line 1"):
         read_problems(tmp_path / "quarantine.jsonl")
+
+
+def test_a_video_whose_header_does_not_count_its_frames_gives_the_same_pictures(tmp_path):
+    import av
+
+    shots = np.stack([np.full((16, 16, 3), 40 * k, dtype=np.uint8) for k in range(6)])
+    write_mp4(tmp_path / "clip.mp4", shots, 2, np.zeros(3 * RATE, np.float32))
+    with av.open(str(tmp_path / "clip.mp4")) as source, av.open(str(tmp_path / "clip.mkv"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    with av.open(str(tmp_path / "clip.mkv")) as container:
+        assert container.streams.video[0].frames == 0
+    counted, uncounted = (read_frames(tmp_path / name, "evenly", 3, 8) for name in ("clip.mp4", "clip.mkv"))
+    assert np.array_equal(counted, uncounted)
+    assert len({int(shot.mean()) for shot in counted}) == 3

@@ -111,11 +111,37 @@ def test_two_processes_through_the_command_line_equal_one(overrides: list[str], 
 def test_relative_places_do_not_change_the_digest_of_a_run(tmp_path: Path) -> None:
 
     given = ["data.world.images=mnist", "data.world.sounds=fsdd", "towers.visual.checkpoint=swin.safetensors"]
+    given += ["init.avqa=runs/grounding"]
     options, _ = load_run(read(find_config("digits", "avcl"), given))
     moved = paths_below(options, tmp_path)
     assert moved.data.world is not None
     assert moved.data.world.images == tmp_path / "mnist"
     assert moved.digest == options.digest
+
+
+def test_a_run_whose_head_started_elsewhere_is_evaluated_from_any_folder(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from avcl_core.errors import IntegrityError
+    from avcl_core.running import launch
+
+    monkeypatch.chdir(tmp_path)
+    given = [text for text in without_method(overrides) if not text.startswith(("stream.", "runs=", "training.epochs"))]
+    given += ["stream.tasks=[ave]", "training.epochs=1", "model.name=frozen", "method.name=finetune", "runs=runs"]
+    source = start(given)
+    run = start([*given, f"init.ave={source}"])
+    assert not source.is_absolute()
+    assert len(json.loads((run / "run.json").read_text())["init"]["ave"]) == 64
+    first, second = (path.joinpath("metrics.jsonl").read_text().splitlines()[0] for path in (source, run))
+    assert json.loads(first)["loss"] != json.loads(second)["loss"], "the second run went on from the first one's head"
+    monkeypatch.chdir(tmp_path.parent)
+    found = launch.evaluate(tmp_path / run, None, launch.Console())
+    assert found["ave"].agrees
+    monkeypatch.chdir(tmp_path)
+    before = set(Path("runs").glob("*/*/*"))
+    with pytest.raises(IntegrityError, match=r"init\.ave: .* is neither a run folder nor a checkpoint"):
+        start([*given, "init.ave=runs"])
+    assert set(Path("runs").glob("*/*/*")) == before, "refused before a run folder is made"
 
 
 def test_options_of_tasks_that_the_stream_leaves_out_are_checked_and_dropped() -> None:

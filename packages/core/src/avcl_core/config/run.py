@@ -177,11 +177,13 @@ class RunOptions(Options):
         places: Any = {
             "workers": True,
             "runs": True,
+            "init": True,
             "data": {"root": True, "world": {"images", "sounds", "folder"}},
             "towers": {name: {"checkpoint"} for name in self.towers},
         }
         record = self.model_dump(mode="json", exclude=places)
         del record["training"]["checkpoint_every"]
+        record["init"] = sorted(self.init)
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

@@ -183,14 +183,19 @@ class Model(nn.Module):
         """
         tokens, aux, frames = {}, {}, None
         for name, tower in self._towers():
-            value = batch.inputs[name]
+            value = self.given(batch, name, name)
             if frames not in (None, value.shape[1]):
                 raise ConfigError(f"task {batch.task}: input {name} has {value.shape[1]} frames, the others {frames}")
             frames = value.shape[1]
-            if name in batch.present:
-                value = self.absent(tower, value, batch.present[name])
             tokens[name], aux[name] = tower.embed(value.flatten(0, 1))
         return tokens, aux, frames or 1
+
+    def given(self, batch: Batch, name: str, modality: str) -> Tensor:
+        """Return the input ``name``, which the tower of ``modality`` reads, ``[b, T, …]``, without what ``present`` denies."""
+        tower, value = self.towers[modality], batch.inputs[name]
+        if modality in batch.present and isinstance(tower, Tower):
+            return self.absent(tower, value, batch.present[modality])
+        return value
 
     def absent(self, tower: Tower, value: Tensor, present: Tensor) -> Tensor:
         """Return a tower's input in which samples of a missing modality are replaced by the model's stand-in.
@@ -237,9 +242,7 @@ class Model(nn.Module):
         towers = dict(self._towers())
         for name, modality in self.tasks[batch.task].plain.items():
             if modality in towers and name in batch.inputs:
-                tower, value = towers[modality], batch.inputs[name]
-                if modality in batch.present:
-                    value = self.absent(tower, value, batch.present[modality])
+                tower, value = towers[modality], self.given(batch, name, modality)
                 with torch.no_grad():
                     walk = DualStream.solo(modality, tower)
                     tokens, aux = tower.embed(value.flatten(0, 1))

@@ -48,10 +48,7 @@ class Frozen(Model):
         final: dict[str, Tensor] = {}
         stages: dict[str, tuple[Tensor, ...]] = {}
         for name, tower in self._towers():
-            value = batch.inputs[name]
-            if name in batch.present:
-                value = self.absent(tower, value, batch.present[name])
-            clips = list(self._each(name, tower, value))
+            clips = list(self._each(name, tower, self.given(batch, name, name)))
             final[name] = torch.stack([clip.final[name] for clip in clips])
             stages[name] = tuple(torch.stack(maps) for maps in zip(*(clip.stages[name] for clip in clips), strict=True))
         return Features(final, stages, self._plain(batch))
@@ -60,10 +57,8 @@ class Frozen(Model):
         towers, found = dict(self._towers()), {}
         for name, modality in self.tasks[batch.task].plain.items():
             if modality in towers and name in batch.inputs:
-                tower, value = towers[modality], batch.inputs[name]
-                if modality in batch.present:
-                    value = self.absent(tower, value, batch.present[modality])
-                frames = self._each(modality, tower, value.flatten(0, 1).unsqueeze(1))
+                value = self.given(batch, name, modality)
+                frames = self._each(modality, towers[modality], value.flatten(0, 1).unsqueeze(1))
                 found[name] = torch.cat([frame.final[modality] for frame in frames]).unflatten(0, value.shape[:2])
         return found
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from lightning.fabric import Fabric
 
@@ -23,7 +24,7 @@ from avcl_core.running.provide import Bar, provide, silent
 from avcl_core.seeding import seed_step
 from avcl_core.stream import Experience, Session, Stream, concatenation
 from avcl_core.task import Task
-from avcl_core.training.inputs import Tile, make_inputs
+from avcl_core.training.inputs import Input, Tile, make_inputs
 from avcl_core.training.loader import Loader
 from avcl_core.training.preemption import Preemption
 from avcl_core.training.trainer import Trainer
@@ -121,11 +122,7 @@ def assemble(
         [experience for name in options.stream.tasks for experience in tasks[name].experiences()], tasks, options
     )
     stream = concatenation(options.stream.title, experiences, options.stream.task_id, options.stream.protocol)
-    rates = {task.audio_rate for task in tasks.values() if "audio" in task.modalities}
-    if len(rates) > 1:
-        raise ConfigError(f"stream.tasks: {list(tasks)} deliver audio at different rates {sorted(rates)}")
-    tiles: dict[str, Tile] = {name: tower.tile for name, tower in options.towers.items()}
-    inputs = make_inputs(towers, tiles, rates.pop() if rates else 0, options.data.root / "cache")
+    inputs = inputs_of(options, towers, tasks, options.data.root / "cache")
     shuffled = options.seed if options.stream.shuffle_labels else None
     loader = Loader(tasks, inputs, fabric.device, options.workers, shuffled, options.modalities)
     model_class = plugins.load("model", options.model["name"])
@@ -146,6 +143,17 @@ def assemble(
     }
     sessions = method_class.sessions(stream)
     return Assembly(options, towers, tasks, stream, sessions, loader, build, digests, tuple(skipped), fabric)
+
+
+def inputs_of(
+    options: RunOptions, towers: Mapping[str, Tower], tasks: Mapping[str, Task], cache: Path | None
+) -> dict[str, Input]:
+    """Return tower name → input transformation of a run; ConfigError where tasks deliver audio at different rates."""
+    rates = {task.audio_rate for task in tasks.values() if "audio" in task.modalities}
+    if len(rates) > 1:
+        raise ConfigError(f"stream.tasks: {list(tasks)} deliver audio at different rates {sorted(rates)}")
+    tiles: dict[str, Tile] = {name: tower.tile for name, tower in options.towers.items()}
+    return make_inputs(towers, tiles, rates.pop() if rates else 0, cache)
 
 
 def _checked(bar: Bar, check: Callable[[], None]) -> Bar:

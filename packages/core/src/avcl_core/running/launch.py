@@ -24,8 +24,10 @@ from avcl_core.evaluation.evaluator import Evaluation
 from avcl_core.evaluation.matrix import Cell
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import write_results
+from avcl_core.ownership import digest_tensors
 from avcl_core.running.assemble import Assembly, assemble, describe, notes
 from avcl_core.running.folder import RunFolder, Silent
+from avcl_core.running.initial import head_tensors
 from avcl_core.running.lock import only_writer
 from avcl_core.running.provide import Bar, silent
 from avcl_core.task import Task
@@ -151,6 +153,8 @@ def _create(assembly: Assembly, command: Sequence[str], collective: Collective) 
     """Make the run folder on the first rank; ``run.json`` comes last, so a folder that has it is complete."""
     options = assembly.options
     method, model = options.method["name"], options.model["name"]
+    # Read before anything is made: what a head starts from is on record, and a wrong source ends the run here.
+    heads = {task: digest_tensors(head_tensors(path, task)) for task, path in options.init.items()}
     path = None
     if collective.rank == 0:
         path = RunFolder.create(options.runs, assembly.stream.name, method, options.seed).path
@@ -171,6 +175,7 @@ def _create(assembly: Assembly, command: Sequence[str], collective: Collective) 
         "notes": notes(assembly),
         "skipped": list(assembly.skipped),
         "digests": dict(assembly.digests),
+        "init": heads,
         "libraries": {name: version(name) for name in ("avcl-core", "torch", "timm", "transformers", "lightning")},
         "python": platform.python_version(),
     }
