@@ -18,8 +18,8 @@ class SegmentFeatures(nn.Module):
 
     a0 = Linear(a) and v0 = Linear([Linear(v), Linear(v_3d)]) with a, v the token means of the audio and the visual tower
     and v_3d the r2plus1d_18 features; without these, v0 = Linear(v). A modality whose tower is absent reads all towers that
-    there are, concatenated. v_3d belongs to what is seen: it needs a visual tower, and it is zero for samples whose visual
-    modality is missing.
+    there are, concatenated. v_3d belongs to what is seen: it needs a visual tower, and it is zero for samples, or seconds,
+    whose visual modality is missing.
 
     Args:
         spec: shapes of the towers' final tokens.
@@ -45,7 +45,8 @@ class SegmentFeatures(nn.Module):
         if self.motion is not None and self.fuse is not None:
             motion = batch.inputs["motion"].to(visual.dtype)
             if "visual" in batch.present:
-                motion = motion * batch.present["visual"].to(motion)[:, None, None]
+                present = batch.present["visual"].to(motion)  # [b] or [b, T]
+                motion = motion * present.reshape(len(present), -1, 1)
             visual = self.fuse(torch.cat([visual, self.motion(motion)], -1))
         return audio, visual
 

@@ -204,7 +204,7 @@ class Model(nn.Module):
 
         Args:
             value: front-end features ``[b, T, …]``.
-            present: bool ``[b]``.
+            present: bool ``[b]``, or ``[b, T]`` where a modality is missing for some seconds only.
         """
         if bool(present.all()):
             return value
@@ -213,7 +213,7 @@ class Model(nn.Module):
             silence = tower.frontend(torch.zeros(1, tower.info.sample_rate, device=value.device))
             # Silence sounds the same at all times: one frame of it stands for any length.
             blank = silence[0, :, :1].to(value.dtype).expand_as(blank)
-        return torch.where(present.view(-1, *[1] * (value.ndim - 1)), value, blank)
+        return torch.where(present.view(*present.shape, *[1] * (value.ndim - present.ndim)), value, blank)
 
     def prepare(self, batch: Batch, ctx: Ctx) -> None:
         """Hook after embedding and before the first step: generated prompts go into ``ctx.memo``.
