@@ -1,0 +1,69 @@
+"""A trace takes what modules tell about themselves while a batch is predicted; it observes and never changes a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Trace:
+    """What was observed during one prediction, by site label such as ``audio 2 5 mlp`` (modality, stage, pair, site).
+
+    A value has one row per row of the walk, ``[b·T, …]``: consecutive rows are the frames of one sample. A module tells only
+    what is computed anyway or costs next to nothing, and stays on its device.
+
+    Names that statistics are made of (:mod:`avcl_core.evaluation.usage`):
+
+    * ``gates`` ``[rows, E]``: weights over experts, non-negative with sum 1;
+    * ``residual`` ``[rows]``: size of what the module adds, relative to the tokens that it adds to;
+    * anything else ``[rows]``: a number per row, of which the mean is reported.
+
+    Attributes:
+        frames: rows per sample; the model sets it.
+        observed: site → name → value.
+        constants: site → name → list, for what does not depend on the sample: ``experts`` (their names), gate values.
+    """
+
+    def __init__(self) -> None:
+        self.frames = 1
+        self.observed: dict[str, dict[str, Tensor]] = {}
+        self.constants: dict[str, dict[str, list]] = {}
+
+    def put(self, site: str, name: str, value: Tensor) -> None:
+        """Keep a value of all rows.
+
+        Raises:
+            ValueError: this site has told ``name`` before: two modules use one label, or the walk ran twice.
+        """
+        known = self.observed.setdefault(site, {})
+        if name in known:
+            raise ValueError(f"site {site!r} tells {name!r} twice in one prediction; labels must be unique")
+        known[name] = value.detach()
+
+    def keep(self, site: str, name: str, values: Sequence[float] | Sequence[str] | Tensor) -> None:
+        """Keep what does not depend on the sample; a later call replaces an earlier one."""
+        listed = values.tolist() if isinstance(values, Tensor) else list(values)
+        self.constants.setdefault(site, {})[name] = listed
+
+    def of(self, rows: Tensor, total: int) -> Trace:
+        """Return a view for a module that runs on the rows ``rows`` (indices) of ``total``; what it puts lands here in place.
+
+        Rows that no view covers are NaN.
+        """
+        return _Part(self, rows, total)
+
+
+class _Part(Trace):
+    """The trace as a module sees it that runs on some of the rows."""
+
+    def __init__(self, whole: Trace, rows: Tensor, total: int) -> None:
+        self.whole, self.rows, self.total = whole, rows, total
+        self.frames, self.observed, self.constants = whole.frames, whole.observed, whole.constants
+
+    def put(self, site: str, name: str, value: Tensor) -> None:
+        known = self.observed.setdefault(site, {})
+        if name not in known:
+            known[name] = torch.full((self.total, *value.shape[1:]), torch.nan, dtype=value.dtype, device=value.device)
+        known[name][self.rows] = value.detach()
