@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from avcl_core.batch import Batch
+from avcl_core.data.corruptions import Corrupted, Corruption
 from avcl_core.seeding import numpy_generator, ordered
 from avcl_core.stream import Experience
 from avcl_core.task import Task
@@ -57,8 +59,27 @@ class Loader:
     ) -> None:
         self.tasks, self.inputs, self.device, self.workers = dict(tasks), dict(inputs), device, workers
         self.shuffled, self.modalities = shuffled, modalities
+        self.corruption: Corruption | None = None
         self._datasets = {}
         self._dealt: dict[tuple[str, str], dict[str, str]] = {}
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """The modalities that prediction sees: those of the towers that are not denied."""
+        return tuple(name for name in self.inputs if self.modalities is None or name in self.modalities)
+
+    @contextmanager
+    def corrupted(self, corruption: Corruption | None) -> Iterator[None]:
+        """Within the block, give all samples with this corruption, for evaluation; ``None``: as they are."""
+        self.corruption = corruption
+        try:
+            yield
+        finally:
+            self.corruption = None
+
+    def raw(self, experience: Experience, split: str) -> Mapping[str, np.ndarray]:
+        """Return the uncorrupted raw inputs of the first sample of a split, to know their shapes."""
+        return self._dataset(experience.task, split).inputs(experience.keys(split)[0], None)
 
     def _dataset(self, task: str, split: str):
         if (task, split) not in self._datasets:
@@ -78,18 +99,23 @@ class Loader:
         """Load a batch into host memory."""
         task = self.tasks[request.experience.task]
         dataset = self._dataset(task.name, request.split)
+        if self.corruption is not None and request.augment is not None:
+            raise ValueError(f"corruption {self.corruption.text}: training samples are never corrupted")
         rows = []
         for key in request.keys:
             rng = None
             if request.augment is not None and dataset.drawn:
                 rng = numpy_generator(*request.augment, key)
             digest = dataset.digest(key)
-            inputs = {}
-            for name, value in dataset.inputs(key, rng).items():
+            inputs, raw = {}, dataset.inputs(key, rng)
+            given = Corrupted(raw, {}) if self.corruption is None else self.corruption(raw, key)
+            for name, value in given.inputs.items():
                 transform = self.inputs.get(task.plain.get(name, name))
                 if transform is not None:
                     # Plain inputs are other media than the sample's own, and drawn ones differ from draw to draw.
                     known = name not in task.plain and (rng is None or name not in dataset.drawn)
+                    # The digest is that of the sample as it is stored.
+                    known = known and value is raw[name]
                     inputs[name] = transform(value, digest if known else None)
                 elif name not in task.modalities:
                     inputs[name] = torch.from_numpy(np.asarray(value))
@@ -97,15 +123,15 @@ class Loader:
                 name: torch.from_numpy(np.asarray(value))
                 for name, value in self._targets(request.experience, request.split, key).items()
             }
-            rows.append((inputs, targets))
-        stack = [{name: torch.stack([row[part][name] for row in rows]) for name in rows[0][part]} for part in (0, 1)]
-        absent = [] if self.modalities is None else [n for n in self.inputs if n not in self.modalities]
+            rows.append((inputs, targets, {name: torch.from_numpy(value) for name, value in given.present.items()}))
+        stack = [{n: torch.stack([row[part][n] for row in rows]) for n in rows[0][part]} for part in (0, 1, 2)]
+        denied = {n: torch.zeros(len(request.keys), dtype=torch.bool) for n in self.inputs if n not in self.seen}
         return Batch(
             task.name,
             request.keys,
             stack[0],
             stack[1],
-            present={name: torch.zeros(len(request.keys), dtype=torch.bool) for name in absent},
+            present={**stack[2], **denied},
             experience=request.experience.name,
             stored=dict(request.stored),
         )
