@@ -122,3 +122,65 @@ def test_short_sound_is_stretched_to_the_whole_spectrogram():
     folded = tower.encoder.reshape_mel2img(flat)
     columns = torch.cat([folded[0, 0, 16 * chunk] for chunk in range(4)])
     torch.testing.assert_close(columns, torch.linspace(-80, 0, 256), atol=0.1, rtol=0)
+
+
+TINY = LogMelOptions(sample_rate=32000, hop=320, mels=16, scale="slaney")
+SHORT = LogMelOptions(8000, 80, 16, "htk", n_fft=256, high=4000.0)
+
+
+@pytest.mark.parametrize("options", [HTSAT, TINY, CLAP, SHORT])
+@pytest.mark.parametrize("times", [1, 2, 3, 5, 10])
+def test_a_repeated_second_is_unrolled_bit_for_bit(options, times):
+    model, rate = LogMel(options), options.sample_rate
+    time = torch.arange(rate) / rate
+    click = torch.zeros(rate)
+    click[[0, 1, -1]] = 1.0
+    seconds = torch.stack(
+        [
+            torch.from_numpy(noise(rate)).float(), 0.5 * torch.sin(2 * torch.pi * 440.5 * time), click, torch.zeros(rate)
+        ]
+    )  # fmt: skip
+    enough = model.repetitions(rate, times)
+    assert enough == min(times, 3)
+    stored = model(seconds.repeat(1, enough))
+    assert stored.shape[2] == 1 + 100 * enough
+    whole = model(seconds.repeat(1, times))
+    assert torch.equal(model.unroll(stored, rate, times), whole)
+    for i in range(len(seconds)):
+        assert torch.equal(model.unroll(stored[i : i + 1], rate, times), whole[i : i + 1])
+        assert torch.equal(model.unroll(model(seconds[i : i + 1].repeat(1, enough)), rate, times), whole[i : i + 1])
+    assert torch.equal(whole[3], torch.full_like(whole[3], -100.0))
+
+
+@pytest.mark.parametrize("samples", [31999, 320])
+def test_a_piece_without_a_period_of_frames_is_repeated_in_full(samples):
+    """A hop that does not divide the piece, or a window that reaches over more than the neighbours."""
+    model = LogMel(HTSAT)
+    piece = torch.from_numpy(noise(samples)).float()[None]
+    assert model.repetitions(samples, 5) == 5
+    whole = model(piece.repeat(1, 5))
+    assert torch.equal(model.unroll(whole, samples, 5), whole)
+    period = samples // 320
+    three = model(piece.repeat(1, 3))
+    naive = torch.cat(
+        (three[:, :, :period], three[:, :, period : 2 * period].repeat(1, 1, 3, 1), three[:, :, 2 * period :]), 2
+    )
+    assert naive.shape != whole.shape or not torch.equal(naive, whole), "the shortcut would be wrong here"
+
+
+def test_only_what_was_asked_for_is_unrolled():
+    model = LogMel(HTSAT)
+    with pytest.raises(
+        ValueError, match=r"201 frames to unroll; expected 301, those of 32000 samples repeated 3 times"
+    ):
+        model.unroll(torch.zeros(1, 1, 201, 64), 32000, 10)
+
+
+@pytest.mark.parametrize(("name", "enough"), [("htsat", 3), ("clap", 3), ("vggish", 7)])
+def test_a_tower_asks_its_own_front_end(name, enough):
+    tower = build(name, "tiny", {})
+    rate = tower.info.sample_rate
+    assert tower.repetitions(rate, 7) == enough
+    assert (
+        tower.unroll(tower.frontend(torch.zeros(1, rate)), rate, 1).shape == tower.frontend(torch.zeros(1, rate)).shape
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import ClapAudioConfig, ClapAudioModel
 from transformers.models.clap.modeling_clap import ClapAudioAttention, ClapAudioEncoder, ClapAudioLayer, ClapAudioStage
@@ -77,7 +78,7 @@ class HtsAt(Tower):
             TowerInfo(
                 name=name, size=size, variant="tiny" if size == "tiny" else "htsat-tiny", modality="audio", width=last.width,
                 class_tokens=0, grid=last.grid, depths=tuple(config.depths), sample_rate=logmel.sample_rate,
-                max_samples=frames * logmel.hop - 1, joint_width=joint_width,
+                max_samples=frames * logmel.hop - 1, joint_width=joint_width, spectrogram=(frames, logmel.mels),
             ),
             net,
             tuple(subs),
@@ -105,9 +106,15 @@ class HtsAt(Tower):
             )
         return self.logmel(x)
 
-    def embed(self, features: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """Log-mel [B, 1, frames, mels]: batch norm over mels, bicubic stretch in time, four chunks stacked along frequency,
-        patches. ValueError for another shape or more frames than the spectrogram holds."""
+    def repetitions(self, samples: int, times: int) -> int:
+        return self.logmel.repetitions(samples, times)
+
+    def unroll(self, features: Tensor, samples: int, times: int) -> Tensor:
+        return self.logmel.unroll(features, samples, times)
+
+    def embed(self, features: Tensor, hide: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """Log-mel [B, 1, frames, mels]: batch norm over mels, zeros where ``hide`` [B, frames, mels], bicubic stretch in time,
+        four chunks stacked along frequency, patches. ValueError for another shape or more frames than the spectrogram holds."""
         encoder, mels = self.encoder, self.logmel.options.mels
         frames = encoder.spec_size * encoder.freq_ratio
         if features.ndim != 4 or features.shape[1] != 1 or features.shape[3] != mels or features.shape[2] > frames:
@@ -115,6 +122,14 @@ class HtsAt(Tower):
                 f"{self.info.name}: log-mel of shape {tuple(features.shape)}; expected [B, 1, at most {frames}, {mels}]"
             )
         normed = encoder.batch_norm(features.transpose(1, 3)).transpose(1, 3)
+        if hide is not None:
+            expected = (len(features), *features.shape[2:])
+            if hide.dtype != torch.bool or tuple(hide.shape) != expected:
+                raise ValueError(
+                    f"{self.info.name}: hide is {hide.dtype} {tuple(hide.shape)}; expected torch.bool {expected}, one entry per "
+                    "frame and mel"
+                )
+            normed = normed.masked_fill(hide.unsqueeze(1), 0.0)
         return encoder.patch_embed(encoder.reshape_mel2img(normed)), {}
 
     def run(

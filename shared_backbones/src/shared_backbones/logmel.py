@@ -51,6 +51,31 @@ class LogMel(nn.Module):
         """All options, JSON-like, for the front end's digest."""
         return {"kind": "log-mel", **asdict(self.options)}
 
+    def repetitions(self, samples: int, times: int) -> int:
+        """How many repetitions of ``samples`` samples hold every frame of ``times`` of them (avmoe.md 3.9, item 2).
+
+        Three, where the hop divides the piece: the first, which begins with the reflection, any one between two others, and the
+        last, which ends with it; a window must not reach over more than its neighbours.
+        """
+        o = self.options
+        periodic = samples % o.hop == 0 and samples >= o.n_fft // 2
+        return min(times, 3) if periodic else times
+
+    def unroll(self, mel: Tensor, samples: int, times: int) -> Tensor:
+        """Log-mel of ``repetitions(samples, times)`` repetitions to that of ``times``, [B, 1, frames, mels], bit for bit.
+        ValueError when ``mel`` has another number of frames."""
+        given = self.repetitions(samples, times)
+        expected = 1 + given * samples // self.options.hop
+        if mel.shape[2] != expected:
+            raise ValueError(
+                f"log-mel: {mel.shape[2]} frames to unroll; expected {expected}, those of {samples} samples repeated {given} times"
+            )
+        if given == times:
+            return mel
+        period = samples // self.options.hop
+        first, middle, last = mel[:, :, :period], mel[:, :, period : 2 * period], mel[:, :, 2 * period :]
+        return torch.cat((first, middle.repeat(1, 1, times - 2, 1), last), 2)
+
     def forward(self, wave: Tensor) -> Tensor:
         """[B, T] at ``sample_rate``, values in −1…1, to [B, 1, 1 + T // hop, mels] in dB. ValueError when shorter than
         half a window (nothing to reflect)."""

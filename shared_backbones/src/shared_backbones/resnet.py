@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
-from shared_backbones.tower import Prefix, Sub, Swap, Tower, TowerInfo, refuse
+from shared_backbones.tower import Prefix, Sub, Swap, Tower, TowerInfo, refuse, refuse_hiding
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -72,7 +72,8 @@ class ResNet(Tower):
             raise ValueError(f"{self.info.name}: images of shape {tuple(x.shape)}; expected [B, 3, H, W]")
         return x
 
-    def embed(self, features: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    def embed(self, features: Tensor, hide: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        refuse_hiding(self.info.name, hide)
         net = self.net
         maps = net.maxpool(net.relu(net.bn1(net.conv1(features))))
         return _tokens(maps), {"grid": (maps.shape[2], maps.shape[3])}

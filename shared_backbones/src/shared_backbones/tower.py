@@ -41,7 +41,8 @@ class TowerInfo:
     Images: ``image_size`` (pixels, square), ``mean`` and ``std`` per channel. Audio: ``sample_rate`` (Hz) and
     ``max_samples``, the longest waveform taken in one piece. ``width``: channels of the final tokens; ``class_tokens``:
     number of leading tokens that lie on no grid; ``grid``: rows and columns of the final patch tokens; ``depths``: blocks
-    per stage; ``joint_width``: width of the space shared with text, None where the tower has no text side.
+    per stage; ``joint_width``: width of the space shared with text, None where the tower has no text side; ``spectrogram``:
+    the longest log-mel (frames, mels) whose entries `Tower.embed` can hide, None where it cannot.
     """
 
     name: str
@@ -58,6 +59,7 @@ class TowerInfo:
     sample_rate: int | None = None
     max_samples: int | None = None
     joint_width: int | None = None
+    spectrogram: tuple[int, int] | None = None
 
 
 class Tower(nn.Module):
@@ -114,8 +116,21 @@ class Tower(nn.Module):
             raise ValueError(f"{self.info.name}: images of shape {tuple(x.shape)}; expected [B, 3, {size}, {size}]")
         return x
 
-    def embed(self, features: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """Tokens [B, N, C] before the first sublayer, and what later calls need to know about this batch."""
+    def repetitions(self, samples: int, times: int) -> int:
+        """How often a piece of ``samples`` samples must be repeated before `frontend`, so that `unroll` can give the features
+        of ``times`` repetitions: ``times`` itself, or fewer where the front end knows its own period."""
+        return times
+
+    def unroll(self, features: Tensor, samples: int, times: int) -> Tensor:
+        """Features of a piece repeated ``repetitions(samples, times)`` times to those of ``times`` repetitions, bit for bit."""
+        return features
+
+    def embed(self, features: Tensor, hide: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """Tokens [B, N, C] before the first sublayer, and what later calls need to know about this batch.
+
+        ``hide``: bool [B, frames, mels], entries of the log-mel that become zero after the input normalisation (SpecAugment,
+        avmoe.md 4.1). ValueError where the tower has no such place (``info.spectrogram`` is None).
+        """
         raise NotImplementedError
 
     def run(
@@ -164,6 +179,14 @@ class Tower(nn.Module):
             total.update(f"{name}:{data.dtype}:{tuple(data.shape)};".encode())
             total.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
         return total.hexdigest()
+
+
+def refuse_hiding(name: str, hide: Tensor | None) -> None:
+    """Raise ValueError where entries are to be hidden from a tower that has no normalised log-mel."""
+    if hide is not None:
+        raise ValueError(
+            f"{name}: hide zeroes entries of a normalised log-mel, which this tower does not have; leave it out"
+        )
 
 
 def refuse(sub: Sub, name: str, prefix: Prefix | None, swap: Swap | None) -> None:

@@ -14,7 +14,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from shared_backbones.errors import TowerError, nearest
 from shared_backbones.registry import register
 from shared_backbones.text import LENGTH, ClipText
-from shared_backbones.tower import Prefix, Sub, Swap, Tower, TowerInfo, refuse
+from shared_backbones.tower import Prefix, Sub, Swap, Tower, TowerInfo, refuse, refuse_hiding
 from shared_backbones.vocabulary import Vocabulary, byte_vocabulary, clip_vocabulary
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -75,7 +75,8 @@ class ClipVit(Tower):
         )  # fmt: skip
         self.text = ClipText("clip_vit", net, vocabulary)
 
-    def embed(self, features: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    def embed(self, features: Tensor, hide: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        refuse_hiding(self.info.name, hide)
         vision = self.net.vision_model
         raw = vision.embeddings(features)
         return vision.pre_layrnorm(raw), {"raw": raw}

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from shared_backbones.errors import TowerError, nearest
 from shared_backbones.registry import register
-from shared_backbones.tower import Prefix, Sub, Swap, Tower, TowerInfo, refuse
+from shared_backbones.tower import Prefix, Sub, Swap, Tower, TowerInfo, refuse, refuse_hiding
 from shared_backbones.windows import from_windows, to_windows, window_attention
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -79,7 +79,8 @@ class SwinV2(Tower):
             tuple(subs),
         )  # fmt: skip
 
-    def embed(self, features: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    def embed(self, features: Tensor, hide: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        refuse_hiding(self.info.name, hide)
         return self.net.patch_embed(features).flatten(1, 2), {}
 
     def run(

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from shared_backbones.registry import register
-from shared_backbones.tower import Prefix, Sub, Swap, Tower, TowerInfo, refuse
+from shared_backbones.tower import Prefix, Sub, Swap, Tower, TowerInfo, refuse, refuse_hiding
 from shared_backbones.vggish_patches import LogMelPatches
 
 # Convolutions per stage; every stage ends by halving both sides of its map.
@@ -91,8 +91,9 @@ class Vggish(Tower):
             )
         return self.patches(x)
 
-    def embed(self, features: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    def embed(self, features: Tensor, hide: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
         """Patches [B, 1, 96, 64] to one token of width 1 per frame and mel. ValueError for another shape."""
+        refuse_hiding("vggish", hide)
         expected = (1, self.patches.options.frames, self.patches.options.mels)
         if features.ndim != 4 or tuple(features.shape[1:]) != expected:
             raise ValueError(
