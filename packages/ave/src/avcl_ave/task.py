@@ -140,6 +140,10 @@ class EventLocalisation(Task):
             for key, target in targets.items()
         ]
 
+    def groups(self, key: str, target: Prediction) -> tuple[str, ...]:
+        """Return the clip's event class."""
+        return (self.labels[int(target["event"])],)
+
     def _timeline(self, key: str, predicted: np.ndarray, true: np.ndarray, event: int) -> Timeline:
         def seconds(segments: np.ndarray, index: int) -> tuple[int, ...]:
             return tuple(int(value == index) for value in segments)

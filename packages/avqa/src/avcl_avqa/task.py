@@ -127,6 +127,11 @@ class QuestionAnswering(Task):
         """Return the accuracies in the published order; types without questions have no line (tasks.md 4.10)."""
         return [(label, f"{metrics[name]:.2f}") for name, label in TABLE.items() if name in metrics]
 
+    def groups(self, key: str, target: Prediction) -> tuple[str, ...]:
+        """Return the type of the question, and the modality that it asks about."""
+        modality, kind = TYPES[int(target["type"])]
+        return (f"{modality} {kind}", modality)
+
     def examples(
         self, predictions: Mapping[str, Prediction], targets: Mapping[str, Prediction], dataset: Dataset
     ) -> Sequence[Answer]:

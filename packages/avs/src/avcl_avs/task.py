@@ -130,6 +130,11 @@ class Segmentation(Task):
         names |= {name: name for name in metrics if name.startswith("mean_iou/")}
         return [(label, f"{metrics[name]:.4f}") for name, label in names.items() if name in metrics]
 
+    def groups(self, key: str, target: Prediction) -> tuple[str, ...]:
+        """Return the clip's category; the multi-source setting publishes neither categories nor numbers of sources."""
+        category = self.data.rows[key].category
+        return (category,) if category else ()
+
     def pack(self, prediction: Prediction) -> dict[str, Any]:
         """Return the levels as text (:func:`avcl_avs.predictions.unpack` reads them)."""
         return stored.pack(prediction)

@@ -182,6 +182,10 @@ class VideoParsing(Task):
         """Return a time line per video: a row for each event that is true or predicted, as heard and as seen."""
         return [self._timeline(key, predictions[key], target) for key, target in targets.items()]
 
+    def groups(self, key: str, target: Prediction) -> tuple[str, ...]:
+        """Return the classes that the weak label names."""
+        return tuple(label for label, value in zip(self.labels, target["labels"], strict=True) if value)
+
     def _timeline(self, key: str, predicted: Prediction, true: Prediction) -> Timeline:
         rows = []
         for index, label in enumerate(self.labels):

@@ -120,6 +120,10 @@ class Task(ABC):
         """Return what a report shows of these few samples (:mod:`avcl_core.evaluation.examples`); nothing by default."""
         return ()
 
+    def groups(self, key: str, target: Prediction) -> tuple[str, ...]:
+        """Return the groups of samples that this one belongs to (class, type of question) in usage statistics; none by default."""
+        return ()
+
     def pack(self, prediction: Prediction) -> dict[str, Any]:
         """Return a JSON-storable form of one prediction; dense masks override this."""
         return {name: value.tolist() for name, value in prediction.items()}

@@ -11,8 +11,8 @@ from torch import Tensor
 class Trace:
     """What was observed during one prediction, by site label such as ``audio 2 5 mlp`` (modality, stage, pair, site).
 
-    A value has one row per row of the walk, ``[b·T, …]``: consecutive rows are the frames of one sample. A module tells only
-    what is computed anyway or costs next to nothing, and stays on its device.
+    A value has one row per row of the walk, ``[b·T, …]``, consecutive rows being the frames of one sample, or one row per sample.
+    A module tells what is computed anyway or costs next to nothing; values stay on their device.
 
     Names that statistics are made of (:mod:`avcl_core.evaluation.usage`):
 
@@ -23,13 +23,13 @@ class Trace:
     Attributes:
         frames: rows per sample; the model sets it.
         observed: site → name → value.
-        constants: site → name → list, for what does not depend on the sample: ``experts`` (their names), gate values.
+        constants: site → name → list or tensor, for what does not depend on the sample: ``experts`` (their names), gate values.
     """
 
     def __init__(self) -> None:
         self.frames = 1
         self.observed: dict[str, dict[str, Tensor]] = {}
-        self.constants: dict[str, dict[str, list]] = {}
+        self.constants: dict[str, dict[str, list | Tensor]] = {}
 
     def put(self, site: str, name: str, value: Tensor) -> None:
         """Keep a value of all rows.
@@ -44,8 +44,9 @@ class Trace:
 
     def keep(self, site: str, name: str, values: Sequence[float] | Sequence[str] | Tensor) -> None:
         """Keep what does not depend on the sample; a later call replaces an earlier one."""
-        listed = values.tolist() if isinstance(values, Tensor) else list(values)
-        self.constants.setdefault(site, {})[name] = listed
+        # A tensor stays on its device: reading it here would make every batch wait for it.
+        kept = values.detach() if isinstance(values, Tensor) else list(values)
+        self.constants.setdefault(site, {})[name] = kept
 
     def of(self, rows: Tensor, total: int) -> Trace:
         """Return a view for a module that runs on the rows ``rows`` (indices) of ``total``; what it puts lands here in place.
