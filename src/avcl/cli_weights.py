@@ -47,15 +47,62 @@ def verify(file: File, entry: EntryName = None) -> None:
 @weights_app.command()
 def convert(
     file: File,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The safetensors file to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The safetensors file to write, or the run folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="With --from: of the run's configuration.")
+    ] = None,
     entry: EntryName = None,
+    origin: Annotated[
+        str | None, typer.Option("--from", help="avmoe: a trained model of its authors' code becomes a run.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="With --from: ave, avvp, avs_s4, avs_ms3, avqa or grounding.")
+    ] = None,
+    to_native: Annotated[
+        bool, typer.Option("--to-native", help="With --from: a form that can be trained on; a different model.")
+    ] = False,
 ) -> None:
-    """Convert a checkpoint in its authors' layout to safetensors, in a separate process that admits tensors only."""
+    """Convert a checkpoint in its authors' layout, read in a separate process that admits tensors only.
+
+    Weights of a tower become a safetensors file. A trained model becomes a run folder that avcl eval takes:
+    avcl weights convert --from avmoe FILE OUT --task ave data.root=DATA
+    """
+    if origin is not None:
+        _import(file, out, overrides or [], entry, origin, task, to_native)
+        return
+    _refuse({"--task": task is not None, "--to-native": to_native, "KEY=VALUE": bool(overrides)}, "without --from")
     from shared_backbones.catalogue import convert as change
     from shared_backbones.catalogue import entry_of
 
     done = change(file, out, entry_of(entry) if entry else None)
     print(json.dumps(asdict(done), indent=1))
+
+
+def _import(
+    file: Path, out: Path, overrides: list[str], entry: str | None, origin: str, task: str | None, to_native: bool
+) -> None:
+    from avcl_core.errors import ConfigError, nearest
+    from avcl_core.importing.importer import FROM, import_run
+    from avcl_core.importing.published import published_names
+    from avcl_core.running.launch import command_line
+    from avcl_core.terminal import console
+
+    if origin not in FROM:
+        raise ConfigError(f"--from {origin}: is unknown{nearest(origin, FROM)}")
+    if task is None:
+        raise ConfigError(f"--from {origin} needs --task: one of {', '.join(published_names())}")
+    _refuse({"--as": entry is not None}, "with --from")
+    with console() as shown:
+        done = import_run(file, out, task, overrides, to_native, command_line(), shown.bar)
+    print(json.dumps(asdict(done), indent=1))
+
+
+def _refuse(given: dict[str, bool], when: str) -> None:
+    from avcl_core.errors import ConfigError
+
+    for name, is_given in given.items():
+        if is_given:
+            raise ConfigError(f"weights convert: {name} has no meaning {when}; leave it out")
 
 
 @weights_app.command()

@@ -29,4 +29,5 @@ plugin = TaskPackage(
     layout=late("avcl_ave.layout:layout"),
     compose=late("avcl_ave.world:compose"),
     world_size=WorldSize(train=160, val=48, test=80),
+    published={"ave": late("avcl_ave.authors:checkpoint")},
 )

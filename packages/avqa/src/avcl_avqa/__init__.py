@@ -37,6 +37,7 @@ plugin = TaskPackage(
     compose=late("avcl_avqa.world:compose"),
     world_size=WorldSize(train=240, val=48, test=80),
     source=SourceOptions,
+    published={"avqa": late("avcl_avqa.authors:answers")},
 )
 
 ground_plugin = replace(
@@ -45,4 +46,5 @@ ground_plugin = replace(
     title="Grounding generation for AVQA: does this frame belong to this second of sound",
     build=late("avcl_avqa.ground:build"),
     data="avqa",
+    published={"grounding": late("avcl_avqa.authors:grounding")},
 )

@@ -14,4 +14,5 @@ plugin = TaskPackage(
     world_size=WorldSize(train=160, val=40, test=60, seconds=5, size=112),
     source=SourceOptions,
     exports={"save_masks": late("avcl_avs.task:export_masks")},
+    published={"avs_s4": late("avcl_avs.authors:s4"), "avs_ms3": late("avcl_avs.authors:ms3")},
 )

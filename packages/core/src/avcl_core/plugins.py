@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from avcl_core.data.pool import Progress
     from avcl_core.data.prepared import Prepared
     from avcl_core.evaluation.evaluator import Evaluation
+    from avcl_core.importing.published import Published
     from avcl_core.task import Task
     from avcl_core.world.bank import SourceBank
     from avcl_core.world.writer import WorldSize
@@ -52,6 +53,7 @@ class TaskPackage:
         data: name of the data set, where two tasks share one; by default the task's name.
         exports: what ``<task> test NAME=true`` writes beside the predictions: ``(folder, task, evaluation)``.
         source: options of reading the published layout (``avcl data prepare TASK SOURCE key=value``).
+        published: kinds of checkpoints of the papers' code that can be imported, by the name that ``--task`` takes.
     """
 
     name: str
@@ -64,6 +66,7 @@ class TaskPackage:
     data: str = ""
     source: type[BaseModel] = Options
     exports: Mapping[str, Callable[[Path, Task, Evaluation], None]] = field(default_factory=dict)
+    published: Mapping[str, Callable[[], Published]] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:

@@ -29,6 +29,7 @@ from avcl_core.running.assemble import Assembly, assemble, describe, notes
 from avcl_core.running.folder import RunFolder, Silent
 from avcl_core.running.initial import head_tensors
 from avcl_core.running.lock import only_writer
+from avcl_core.running.origin import refuse_training, selected_on_test, warm_notes
 from avcl_core.running.provide import Bar, silent
 from avcl_core.task import Task
 from avcl_core.training.checkpoint import replace_text
@@ -98,6 +99,7 @@ def resume(path: Path, overrides: Sequence[str], console: Console) -> Path | Non
         if text.partition("=")[0] not in RESUMABLE:
             raise ConfigError(f"override {text!r}: a resumed run can change {', '.join(RESUMABLE)} only")
     folder = RunFolder.open(path)
+    refuse_training(folder.read_json("run.json"))
     preemption = Preemption()
     with preemption.listening():
         assembly, collective, console = _reopen(folder, overrides, console, preemption)
@@ -155,6 +157,7 @@ def _create(assembly: Assembly, command: Sequence[str], collective: Collective) 
     method, model = options.method["name"], options.model["name"]
     # Read before anything is made: what a head starts from is on record, and a wrong source ends the run here.
     heads = {task: digest_tensors(head_tensors(path, task)) for task, path in options.init.items()}
+    marks = selected_on_test(options.init)
     path = None
     if collective.rank == 0:
         path = RunFolder.create(options.runs, assembly.stream.name, method, options.seed).path
@@ -172,10 +175,11 @@ def _create(assembly: Assembly, command: Sequence[str], collective: Collective) 
         "seed": options.seed,
         "command": list(command),
         "cwd": str(Path.cwd()),
-        "notes": notes(assembly),
+        "notes": [*notes(assembly), *warm_notes(marks)],
         "skipped": list(assembly.skipped),
         "digests": dict(assembly.digests),
         "init": heads,
+        "test_selected": marks,
         "libraries": {name: version(name) for name in ("avcl-core", "torch", "timm", "transformers", "lightning")},
         "python": platform.python_version(),
     }
