@@ -204,13 +204,13 @@ class GrowsFromTheClock(ResidualAdapters):
 class GrowsTwice(ResidualAdapters):
     def grow(self, experience):
         super().grow(experience)
-        self.place("visual", "0.mlp", "add", own(type(self.parts[0])(16, 2), "shared"))
+        self.place("visual", "0.mlp", "add", own(type(next(iter(self.parts.values())))(16, 2), "shared"))
 
 
 class ResetsOld(ResidualAdapters):
     def grow(self, experience):
         super().grow(experience)
-        nn.init.normal_(self.parts[0].down.weight)
+        nn.init.normal_(next(iter(self.parts.values())).down.weight)
 
 
 class NormalisesTheBatch(ResidualAdapters):

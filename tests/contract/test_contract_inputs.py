@@ -245,10 +245,36 @@ def test_features_are_computed_once_while_there_is_room_for_them(monkeypatch):
     batch = loader.load(Request(experience, "train", experience.train[:2]))
     model.features(batch, Ctx())
     model.features(batch, Ctx())
-    assert calls == [2, 2], "two clips of two frames, each once"
-    model.left = 0
+    assert calls == [model.kept.rows], "four frames in one batch of fixed size, once"
+    assert len(model.kept) == 4
+    model.kept.left = 0
     other = loader.load(Request(experience, "train", experience.train[2:3]))
     model.features(other, Ctx())
     model.features(other, Ctx())
-    assert calls == [2, 2, 2, 2], "a full memory computes again and forgets nothing"
-    assert len(model.kept) == 2
+    assert len(calls) == 3, "a full memory computes again"
+    model.features(batch, Ctx())
+    assert len(calls) == 3, "and forgets nothing"
+    assert len(model.kept) == 4
+
+
+def test_a_frozen_model_can_leave_out_a_final_norm():
+    task, towers = toy_task("classes", 1), toy_towers()
+    (experience,) = task.experiences()
+    loader = Loader({task.name: task}, make_inputs(towers, {"audio": 1}, task.audio_rate, None))
+    batch = loader.load(Request(experience, "train", experience.train[:2]))
+    found = {}
+    for unnormed in ((), ("audio",)):
+        model = Frozen(towers, {task.name: task}, Frozen.Config.model_validate({"unnormed": list(unnormed)}))
+        model.grow(experience)
+        found[unnormed] = model.features(batch, Ctx())
+    bare, normed = found[("audio",)], found[()]
+    assert torch.equal(bare.final["audio"], bare.stages["audio"][-1])
+    assert torch.equal(
+        normed.final["audio"], towers["audio"].final(bare.final["audio"].flatten(0, 1)).view_as(bare.final["audio"])
+    )
+    assert not torch.allclose(normed.final["audio"], bare.final["audio"], atol=1e-3)
+    assert torch.equal(normed.final["visual"], bare.final["visual"])
+    with pytest.raises(
+        ConfigError, match=r"model\.unnormed names \['sound'\], which are no towers; configured: \['audio', 'visual'\]"
+    ):
+        Frozen(towers, {task.name: task}, Frozen.Config(unnormed=("sound",)))

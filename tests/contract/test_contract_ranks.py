@@ -1,5 +1,6 @@
 """Two processes equal one: for a mean, a token and a coupled loss, each with replay, and for coupled regularisers."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from toys.ranks import CASES, run
+
+from avcl_core.evaluation.usage_file import usage_file
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +47,20 @@ def test_two_processes_equal_one(case, two, folder):
     largest = max(float(value.abs().max()) for value in one["gradients"].values())
     apart = {n: float((v - ranks[0]["gradients"][n]).abs().max()) for n, v in one["gradients"].items()}
     assert max(apart.values()) < 2e-4 * largest, max(apart, key=apart.get)
+
+
+def test_two_processes_tell_the_usage_of_one(two, folder):
+    run("balance", folder)
+    one, both = (json.loads(usage_file(place).read_text()) for place in (folder, two / "balance"))
+    for row, tests in one.items():
+        assert list(both[row]) == list(tests)
+        for test, usage in tests.items():
+            other = both[row][test]
+            assert other["samples"] == usage["samples"] == 4
+            assert other["sites"].keys() == usage["sites"].keys()
+            for site, told in usage["sites"].items():
+                assert other["sites"][site]["rows"] == told["rows"] == 8
+                assert other["sites"][site]["gates"] == pytest.approx(told["gates"], abs=1e-4)
+            assert {name: g["samples"] for name, g in other["groups"].items()} == {
+                name: g["samples"] for name, g in usage["groups"].items()
+            }

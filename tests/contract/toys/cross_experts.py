@@ -31,8 +31,9 @@ class Mixture(SiteModule):
 
     reads = "entry"
 
-    def __init__(self, shape, other_shape, experts=2):
+    def __init__(self, shape, other_shape, label, experts=2):
         super().__init__()
+        self.label = label
         self.project = own(nn.Linear(other_shape.width, shape.width), "shared")
         self.router = own(nn.Linear(2 * shape.width, experts), "router")
         self.experts = nn.ModuleList(own(CrossAdapter(shape.width), f"expert:{k}") for k in range(experts))
@@ -43,7 +44,13 @@ class Mixture(SiteModule):
         if ctx.training:
             load = ctx.gather({"weights": weights})["weights"].mean(0)  # a function of the whole batch
             ctx.aux["balance"] = ctx.aux.get("balance", torch.zeros(())) - 0.04 * load.log().mean()
-        return sum(weights[:, k, None, None] * expert(own, other) for k, expert in enumerate(self.experts))
+        added = sum(weights[:, k, None, None] * expert(own, other) for k, expert in enumerate(self.experts))
+        if ctx.trace is not None:
+            assert not ctx.training
+            ctx.trace.put(self.label, "gates", weights)
+            ctx.trace.put(self.label, "residual", added.flatten(1).norm(dim=1) / own.flatten(1).norm(dim=1))
+            ctx.trace.keep(self.label, "gate", torch.cat([expert.gate for expert in self.experts]))
+        return added
 
 
 class CrossExperts(Model):
@@ -59,8 +66,9 @@ class CrossExperts(Model):
         for step in walk.steps:
             if len(step.advance) == 2:
                 visual, audio = shapes["visual"][step.name], shapes["audio"][step.name]
-                self.place("visual", step.name, "add", Mixture(visual, audio))
-                self.place("audio", step.name, "add", Mixture(audio, visual))
+                place = step.name.replace(".", " ")
+                self.place("visual", step.name, "add", Mixture(visual, audio, f"visual {place}"))
+                self.place("audio", step.name, "add", Mixture(audio, visual, f"audio {place}"))
 
     def active(self, experience):
         return (*super().active(experience), "expert:*")  # all experts serve all tasks

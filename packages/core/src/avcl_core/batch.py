@@ -27,6 +27,8 @@ class Batch:
         share: fraction of the whole step's loss units that this batch carries. A mean loss is multiplied by it, so that
             micro-batches and ranks add up to the loss of the whole step; the replayed batches of a step share 1.
         row_share: the same fraction counted in samples, for terms that are means over samples: distillation, ``nll``.
+        seeds: one per sample while training, else empty: what a model draws for a sample (augmentation, router noise) is seeded
+            with it, so that it depends neither on micro-batches nor on ranks.
         whole: every rank holds all of these samples (replayed ones under a coupled loss), so there is nothing to gather.
     """
 
@@ -39,6 +41,7 @@ class Batch:
     stored: Mapping[str, Tensor] = field(default_factory=dict)
     share: float = 1.0
     row_share: float = 1.0
+    seeds: tuple[int, ...] = ()
     whole: bool = False
 
     def __len__(self) -> int:
@@ -52,7 +55,8 @@ class Batch:
         """Return the rows ``index`` in that order, for routing and for regression over stored samples."""
         rows = torch.as_tensor(list(index), dtype=torch.long)
         picked = self._map(lambda value: value[rows.to(value.device)])
-        return replace(picked, keys=tuple(self.keys[int(i)] for i in index))
+        seeds = tuple(self.seeds[int(i)] for i in index) if self.seeds else ()
+        return replace(picked, keys=tuple(self.keys[int(i)] for i in index), seeds=seeds)
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on ``device``."""

@@ -25,6 +25,10 @@ class Collective:
         """Add up a number over ranks."""
         return value
 
+    def sum_tensor(self, value: Tensor) -> Tensor:
+        """Add up a tensor over ranks, without gradient."""
+        return value
+
     def join(self, value: Any) -> list[Any]:
         """Return one Python object per rank."""
         return [value]
@@ -78,6 +82,12 @@ class Distributed(Collective):
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(total)
         return float(total)
+
+    def sum_tensor(self, value: Tensor) -> Tensor:
+        """Add up a tensor over ranks, without gradient."""
+        total = value.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total
 
     def join(self, value: Any) -> list[Any]:
         """Return one Python object per rank."""

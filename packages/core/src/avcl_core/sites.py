@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from avcl_core.collective import Collective
 from avcl_core.ownership import own
 from avcl_core.walk import Ctx
 
@@ -30,6 +31,14 @@ class SiteModule(nn.Module):
     def forward(self, own: Tensor, other: Tensor | None, ctx: Ctx) -> Tensor | Rows:
         """Compute the module's contribution; see the class."""
         raise NotImplementedError(f"{type(self).__name__}.forward")
+
+
+class Settling(nn.Module):
+    """A module that gathers something over the micro-batches of a step, such as batch statistics."""
+
+    def settle(self, collective: Collective) -> None:
+        """Fold what was gathered since the last step, over all ranks, into the module's state."""
+        raise NotImplementedError(f"{type(self).__name__}.settle")
 
 
 class Bank(SiteModule):
@@ -75,7 +84,8 @@ class Bank(SiteModule):
         parts, order = [], []
         for name in names:
             rows = torch.tensor([i for i, slot in enumerate(ctx.slots) if slot == name], device=own.device)
-            narrowed = replace(ctx, slots=(name,) * len(rows))
+            trace = None if ctx.trace is None else ctx.trace.of(rows, len(own))
+            narrowed = replace(ctx, slots=(name,) * len(rows), trace=trace)
             parts.append(self.slots[name](own[rows], None if other is None else other[rows], narrowed))
             order.append(rows)
         back = torch.argsort(torch.cat(order))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from avcl_core.features import Features, FeatureSpec, TokenShape
 from shared_backbones.tower import Sub, Tower
+
+if TYPE_CHECKING:
+    from avcl_core.trace import Trace
 
 Place = Literal["input", "prefix", "swap", "add"]
 Site = tuple[str, str, Place]
@@ -23,6 +27,7 @@ class Ctx:
 
     Attributes:
         slots: which copy of a task- or expert-owned module runs, one host string per row; ``None`` without slots.
+        frames: consecutive rows of the walk that belong to one sample.
         training: whether regularisers may add to ``aux``.
         embedded: tower → tokens before the first step.
         memo: shared within the call: generated prompts, queries.
@@ -30,21 +35,26 @@ class Ctx:
         generator: random numbers of this call, where a module needs its own.
         gather: joins rows of all ranks, with gradients; a regulariser that is no mean over rows (load balance, contrast)
             is computed on what it returns.
+        trace: takes what modules tell about themselves; ``None`` when nobody listens. It may not change a result.
+        recompute: keep only the tokens between steps and compute the rest again in the backward pass (activation
+            checkpointing). A module may then run twice, so it adds to ``memo`` and ``aux`` under a name of its own.
     """
 
     slots: tuple[str, ...] | None = None
+    frames: int = 1
     training: bool = False
     embedded: dict[str, Tensor] = field(default_factory=dict)
     memo: dict[str, Any] = field(default_factory=dict)
     aux: dict[str, Tensor] = field(default_factory=dict)
     generator: torch.Generator | None = None
     gather: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+    trace: Trace | None = None
+    recompute: bool = False
 
     def per_frame(self, frames: int) -> Ctx:
         """Return a context whose slots are repeated for each of ``frames`` frames; ``memo`` and ``aux`` stay shared."""
-        if self.slots is None or frames == 1:
-            return self
-        return replace(self, slots=tuple(slot for slot in self.slots for _ in range(frames)))
+        slots = None if self.slots is None else tuple(slot for slot in self.slots for _ in range(frames))
+        return replace(self, slots=slots, frames=frames)
 
 
 @dataclass(frozen=True)
@@ -60,15 +70,19 @@ class DualStream:
     """Towers with the steps in which they advance.
 
     Build with :meth:`solo` or :meth:`lockstep`. Every sublayer of every tower is in exactly one step, in order.
+
+    Attributes:
+        unnormed: towers whose final norm is left out: their final tokens are those of the last stage.
     """
 
     towers: Mapping[str, Tower]
     steps: tuple[Step, ...]
+    unnormed: tuple[str, ...] = ()
 
     @classmethod
-    def solo(cls, name: str, tower: Tower) -> DualStream:
+    def solo(cls, name: str, tower: Tower, unnormed: Sequence[str] = ()) -> DualStream:
         """Walk one tower; steps are ``<block>.attn``, ``<block>.mlp``, ``<stage>.stage``; a merge joins the next step."""
-        return cls({name: tower}, tuple(_steps_of(name, tower)))
+        return cls({name: tower}, tuple(_steps_of(name, tower)), tuple(unnormed))
 
     @classmethod
     def lockstep(
@@ -76,6 +90,7 @@ class DualStream:
         towers: Mapping[str, Tower],
         pairs: Sequence[tuple[int, int]],
         second_block: Literal["split", "whole"] = "split",
+        unnormed: Sequence[str] = (),
     ) -> DualStream:
         """Walk two towers together.
 
@@ -84,6 +99,7 @@ class DualStream:
             pairs: ``(first block, second block)``, strictly ascending in both; blocks between pairs run alone.
             second_block: ``split`` exchanges after the second tower's attention as well, ``whole`` runs its block
                 completely before the first exchange of the pair (PHP, section 3.2).
+            unnormed: towers whose final norm is left out.
 
         Steps of pair p are ``<p>.attn`` and ``<p>.mlp``; blocks that run alone have steps ``<tower><block>.<kind>``.
 
@@ -126,7 +142,7 @@ class DualStream:
                 steps.append(Step(f"{index}.{kind}", {first: halves_one[kind], second: halves_two[kind]}))
         alone(first, one, counts[first])
         alone(second, two, counts[second])
-        return cls(dict(towers), tuple(steps))
+        return cls(dict(towers), tuple(steps), tuple(unnormed))
 
     def shapes(self) -> dict[str, dict[str, TokenShape]]:
         """Return, per tower, the token shape after each step that advances it."""
@@ -166,53 +182,55 @@ class DualStream:
         state = dict(tokens)
         stages: dict[str, list[Tensor]] = {name: [] for name in state}
         for step in self.steps:
-            self._advance(step, state, aux, sites, ctx, stages)
+            for name, subs in step.advance.items():
+                if subs and (subs[0].kind == "merge" or (subs[0].kind == "stage" and subs[0].stage > 0)):
+                    stages[name].append(state[name])
+            if ctx.recompute and torch.is_grad_enabled():
+                state = checkpoint(self._advance, step, state, aux, sites, ctx, use_reentrant=False)
+            else:
+                state = self._advance(step, state, aux, sites, ctx)
         final = {}
         for name, tower in self.towers.items():
             stages[name].append(state[name])
-            final[name] = tower.final(state[name])
+            final[name] = state[name] if name in self.unnormed else tower.final(state[name])
         return Features(
             {name: value[:, None] for name, value in final.items()},
             {name: tuple(value[:, None] for value in values) for name, values in stages.items()},
         )
 
-    def _advance(self, step: Step, state: dict[str, Tensor], aux, sites, ctx: Ctx, stages) -> None:
+    def _advance(self, step: Step, state: Mapping[str, Tensor], aux, sites, ctx: Ctx) -> dict[str, Tensor]:
+        """Return the tokens of all towers after a step."""
+        state = dict(state)
+
         def at(name: str, place: Place) -> Sequence[Any]:
             return sites.get((name, step.name, place), ())
+
+        def residuals(reads: str) -> Iterator[tuple[str, Tensor]]:
+            seen = dict(state)
+            for name in seen:
+                for module in at(name, "add"):
+                    if module.reads == reads:
+                        yield name, module(seen[name], self._other(name, seen), ctx)
 
         for name, subs in step.advance.items():
             for sub in subs:
                 if sub.kind == "merge":
-                    stages[name].append(state[name])
                     state[name] = self.towers[name].run(sub, state[name], aux[name])
             for module in at(name, "input"):
                 state[name] = state[name] + module(state[name], self._other(name, state), ctx)
-        entry = dict(state)
-        residuals = [
-            (name, module(entry[name], self._other(name, entry), ctx))
-            for name in state
-            for module in at(name, "add")
-            if module.reads == "entry"
-        ]
+        added = list(residuals("entry"))
         for name, subs in step.advance.items():
             for sub in subs:
                 if sub.kind != "merge":
-                    state[name] = self._sublayer(name, sub, state[name], aux[name], at, ctx, stages[name])
-        exit_ = dict(state)
-        residuals += [
-            (name, module(exit_[name], self._other(name, exit_), ctx))
-            for name in state
-            for module in at(name, "add")
-            if module.reads == "exit"
-        ]
-        for name, residual in residuals:
+                    state[name] = self._sublayer(name, sub, state[name], aux[name], at, ctx)
+        added += residuals("exit")
+        for name, residual in added:
             state[name] = state[name] + residual
+        return state
 
-    def _sublayer(self, name: str, sub: Sub, tokens: Tensor, aux, at, ctx: Ctx, stages: list[Tensor]) -> Tensor:
+    def _sublayer(self, name: str, sub: Sub, tokens: Tensor, aux, at, ctx: Ctx) -> Tensor:
         tower = self.towers[name]
         if sub.kind == "stage":
-            if sub.stage > 0:
-                stages.append(tokens)
             return tower.run(sub, tokens, aux)
         if sub.kind == "attn":
             rows = [module(tokens, None, ctx) for module in at(name, "prefix")]

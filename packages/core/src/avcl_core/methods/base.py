@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from avcl_core.replay.memory import Exemplar
 from avcl_core.stream import Experience, Session, Stream
 from avcl_core.task import Task
 from avcl_core.walk import Ctx
+
+if TYPE_CHECKING:
+    from avcl_core.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -138,13 +141,15 @@ class Method:
 
     def context(self, batch: Batch, training: bool) -> Ctx:
         """Return a fresh context, routed by the model."""
-        return Ctx(self.model.route(batch), training, gather=dict if batch.whole else self.collective.gather)
+        gather = dict if batch.whole else self.collective.gather
+        return Ctx(self.model.route(batch), training=training, gather=gather)
 
     # ------------------------------------------------------------------ prediction and state
-    def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """Return decoded predictions for a batch without targets."""
+    def predict(self, batch: Batch, trace: Trace | None = None) -> dict[str, Tensor]:
+        """Return decoded predictions for a batch without targets; ``trace`` hears what the model's modules tell."""
         with torch.no_grad(), evaluation_mode(self.model):
-            return self.tasks[batch.task].decode(self.model.answer(batch, self.context(batch, training=False)))
+            ctx = replace(self.context(batch, training=False), trace=trace)
+            return self.tasks[batch.task].decode(self.model.answer(batch, ctx))
 
     def state(self) -> dict[str, Any]:
         """Return what must survive a stop beside the owned tensors: nested dictionaries and lists of tensors and JSON."""

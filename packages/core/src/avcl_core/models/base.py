@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from avcl_core.batch import Batch, Outputs
+from avcl_core.collective import Collective
 from avcl_core.config.options import Options
 from avcl_core.errors import ConfigError
 from avcl_core.features import Features, FeatureSpec
 from avcl_core.ownership import own
-from avcl_core.sites import Bank
+from avcl_core.sites import Bank, Settling
 from avcl_core.stream import Experience, Stream
 from avcl_core.task import Task
 from avcl_core.walk import Ctx, DualStream, Place, Site
@@ -83,7 +84,7 @@ class Model(nn.Module):
         self.towers = nn.ModuleDict(towers)
         self.tasks, self.options = dict(tasks), options
         self.sites: dict[Site, list[nn.Module]] = {}
-        self.parts = nn.ModuleList()
+        self.parts = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         self.walks = self.make_walks()
         self.slots: list[str] = []
@@ -96,14 +97,16 @@ class Model(nn.Module):
         return [(name, tower) for name, tower in self.towers.items() if isinstance(tower, Tower)]
 
     def place(self, tower: str, step: str, place: Place, module: nn.Module) -> nn.Module:
-        """Put ``module`` at a site. One module may stand at several sites; it is registered once.
+        """Put ``module`` at a site. One module may stand at several sites; it is registered once, under its first site.
 
         Raises:
             ValueError: no walk has this step for the tower, or the step has no sublayer on which the place acts.
         """
         self._find(tower, step, place)
-        if not any(module is known for known in self.parts):
-            self.parts.append(module)
+        if not any(module is known for known in self.parts.values()):
+            name = f"{tower}_{step}_{place}".replace(".", "_")
+            others = sum(known.startswith(name) for known in self.parts)
+            self.parts[name if not others else f"{name}_{others}"] = module
         self.sites.setdefault((tower, step, place), []).append(module)
         return module
 
@@ -175,7 +178,7 @@ class Model(nn.Module):
         return (batch.experience,) * len(batch)
 
     # ------------------------------------------------------------------ the forward call
-    def enter(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]], int]:
+    def enter(self, batch: Batch, ctx: Ctx) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]], int]:
         """Embed the inputs of all towers.
 
         Returns:
@@ -187,8 +190,12 @@ class Model(nn.Module):
             if frames not in (None, value.shape[1]):
                 raise ConfigError(f"task {batch.task}: input {name} has {value.shape[1]} frames, the others {frames}")
             frames = value.shape[1]
-            tokens[name], aux[name] = tower.embed(value.flatten(0, 1))
+            tokens[name], aux[name] = self.embed(tower, value, batch, ctx)
         return tokens, aux, frames or 1
+
+    def embed(self, tower: Tower, value: Tensor, batch: Batch, ctx: Ctx) -> tuple[Tensor, dict[str, Any]]:
+        """Embed the input ``[b, T, …]`` of a tower; a model that augments what a tower reads overrides this."""
+        return tower.embed(value.flatten(0, 1))
 
     def given(self, batch: Batch, name: str, modality: str) -> Tensor:
         """Return the input ``name``, which the tower of ``modality`` reads, ``[b, T, …]``, without what ``present`` denies."""
@@ -223,9 +230,11 @@ class Model(nn.Module):
 
     def features(self, batch: Batch, ctx: Ctx) -> Features:
         """Return the features ``[b, T, N, C]`` of a batch."""
-        tokens, aux, frames = self.enter(batch)
+        tokens, aux, frames = self.enter(batch, ctx)
         ctx.embedded.update(tokens)
         inner = ctx.per_frame(frames)
+        if ctx.trace is not None:
+            ctx.trace.frames = frames
         self.prepare(batch, inner)
         final: dict[str, Tensor] = {}
         stages: dict[str, tuple[Tensor, ...]] = {}
@@ -257,6 +266,12 @@ class Model(nn.Module):
     def forward(self, batch: Batch, ctx: Ctx) -> Outputs:
         """Return the outputs of a batch."""
         return self.read(self.features(batch, ctx), batch, ctx)
+
+    def settle(self, collective: Collective) -> None:
+        """Fold what the micro-batches of all ranks left in the model's modules, once per optimiser step."""
+        for module in self.modules():
+            if isinstance(module, Settling):
+                module.settle(collective)
 
     def answer(self, batch: Batch, ctx: Ctx) -> Outputs:
         """Return the outputs that ``Task.decode`` reads; generative models override this."""

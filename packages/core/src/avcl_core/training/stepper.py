@@ -15,7 +15,7 @@ from avcl_core.errors import ConfigError, RunError
 from avcl_core.methods.base import Method, Update
 from avcl_core.ownership import Owners, train_mode
 from avcl_core.replay.memory import Exemplar
-from avcl_core.seeding import seed_step, torch_generator
+from avcl_core.seeding import derive, seed_step, torch_generator
 from avcl_core.stream import Stream
 from avcl_core.task import Task
 from avcl_core.training.loader import Loader, Request
@@ -105,7 +105,7 @@ class Stepper:
         """
         seed_step(*coordinates, self.collective.rank)
         train_mode(self.method.model, self.live)
-        works = self._works(batches, count, coordinates)
+        works = [_seeded(work, coordinates) for work in self._works(batches, count, coordinates)]
         generators = [self.method.step(work.current, work.replayed) for work in works]
         logged: dict[str, Tensor] = {}
         while True:
@@ -155,6 +155,7 @@ class Stepper:
             for grad in grads:
                 grad.mul_(self.options.clip / float(norm))
         self.optimizers[update.optimizer].step(index)
+        self.method.model.settle(self.collective)
         for parameter in live.values():
             parameter.grad = None
 
@@ -204,3 +205,12 @@ class Stepper:
             else replace(b, share=weight * u / total if total else 0.0, row_share=weight * len(b) / rows)
             for b, u in zip(batches, units, strict=True)
         ]
+
+
+def _seeded(work: Work, coordinates: tuple[object, ...]) -> Work:
+    """Give every sample of a step a seed of its own."""
+
+    def seeded(batch: Batch) -> Batch:
+        return replace(batch, seeds=tuple(derive(*coordinates, batch.experience, key) for key in batch.keys))
+
+    return Work(seeded(work.current), tuple(seeded(batch) for batch in work.replayed))
