@@ -9,21 +9,27 @@ import numpy as np
 
 from avcl_core.collective import Collective
 from avcl_core.evaluation.examples import COUNT, Example
+from avcl_core.evaluation.usage import Usage, UsageCounter
 from avcl_core.methods.base import Method
 from avcl_core.seeding import ordered
 from avcl_core.stream import Experience
 from avcl_core.task import Prediction, Task
+from avcl_core.trace import Trace
 from avcl_core.training.loader import Loader
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one split, with the predictions that they were computed from and some samples to look at."""
+    """Metrics of one split, with the predictions that they were computed from and some samples to look at.
+
+    ``usage`` says how the model's experts were used; ``None`` where it has nothing to tell.
+    """
 
     metrics: Mapping[str, float]
     controls: Mapping[str, Mapping[str, float]]
     predictions: Mapping[str, Prediction]
     examples: Sequence[Example] = ()
+    usage: Usage | None = None
 
 
 class Evaluator:
@@ -43,13 +49,18 @@ class Evaluator:
         self.loader, self.hidden, self.size, self.collective, self.check = loader, hidden, size, collective, check
         self._trivial: dict[str, float] = {}
 
-    def predict(self, method: Method, experience: Experience, split: str) -> dict[str, Prediction]:
-        """Return key → decoded prediction for a split, in key order of the experience."""
+    def predict(
+        self, method: Method, experience: Experience, split: str, counter: UsageCounter | None = None
+    ) -> dict[str, Prediction]:
+        """Return key → decoded prediction for a split, in key order of the experience; ``counter`` takes this rank's traces."""
         mine = experience.keys(split)[self.collective.rank :: self.collective.world]
         found: dict[str, Prediction] = {}
         for batch in self.loader.batches(experience, split, self.size, mine):
             self.check()
-            decoded = method.predict(batch.question(self.hidden))
+            trace = Trace() if counter is not None else None
+            decoded = method.predict(batch.question(self.hidden), trace)
+            if counter is not None and trace is not None:
+                counter.add(trace, batch.keys)
             arrays = {name: value.cpu().numpy() for name, value in decoded.items()}
             for row, key in enumerate(batch.keys):
                 found[key] = {name: value[row] for name, value in arrays.items()}
@@ -60,8 +71,9 @@ class Evaluator:
 
     def evaluate(self, method: Method, task: Task, experience: Experience, split: str) -> Evaluation:
         """Predict and score a split; controls are trivial predictors and the predictions dealt out to other samples."""
-        predictions = self.predict(method, experience, split)
         targets = self.loader.targets(experience, split)
+        counter = UsageCounter({key: task.groups(key, target) for key, target in targets.items()})
+        predictions = self.predict(method, experience, split, counter)
         controls = task.controls(self.loader.targets(experience, "train"), targets)
         if _vary(targets):  # where every sample has the same truth, dealing predictions out changes nothing
             controls["shuffled predictions"] = task.score(_dealt(predictions), targets)
@@ -69,7 +81,8 @@ class Evaluator:
         examples = task.examples(
             {key: predictions[key] for key in shown}, {key: targets[key] for key in shown}, task.dataset(split)
         )
-        return Evaluation(task.score(predictions, targets), controls, predictions, examples)
+        usage = counter.usage(self.collective)
+        return Evaluation(task.score(predictions, targets), controls, predictions, examples, usage)
 
     def skill(self, task: Task, experience: Experience, metrics: Mapping[str, float]) -> float:
         """Return the primary metric as a skill score: 0 for the best trivial predictor of the selection split, 1 if perfect.

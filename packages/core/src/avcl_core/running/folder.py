@@ -15,6 +15,7 @@ from avcl_core.errors import IntegrityError
 from avcl_core.evaluation.evaluator import Evaluation
 from avcl_core.evaluation.examples import examples_file, write_examples
 from avcl_core.evaluation.matrix import encode_number
+from avcl_core.evaluation.usage_file import add_usage, prune_usage, usage_file
 from avcl_core.training.checkpoint import CheckpointStore, replace_text, sync
 
 LOGS = ("metrics.jsonl", "results.jsonl")
@@ -81,7 +82,8 @@ class RunFolder:
     def result(self, record: Mapping[str, Any], evaluation: Evaluation, pack: Callable[[Any], Any]) -> None:
         """Append to ``results.jsonl``; write ``predictions/<row>/<test>.jsonl.gz``, one record per sample key, and examples.
 
-        ``results/examples/<test>.jsonl`` is that of the last row.
+        ``results/examples/<test>.jsonl`` is that of the last row. ``results/expert_usage.json`` has an entry where the model tells
+        how its experts were used.
         """
         target = self.path / "predictions" / _safe(record["row"]) / f"{_safe(record['test'])}.jsonl.gz"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +95,8 @@ class RunFolder:
         sync(staged)
         staged.replace(target)
         write_examples(examples_file(self.path, record["test"]), evaluation.examples)
+        if evaluation.usage is not None:
+            add_usage(usage_file(self.path), record["row"], record["test"], evaluation.usage)
         self._append("results.jsonl", record)
 
     def event(self, kind: str, **details: Any) -> None:
@@ -114,7 +118,7 @@ class RunFolder:
         return found
 
     def rewind(self, offsets: Mapping[str, int]) -> None:
-        """Cut the logs back to the lengths of a commit.
+        """Cut the logs back to the lengths of a commit, and drop the usage statistics of results that are gone with them.
 
         Raises:
             IntegrityError: a log is shorter than the commit says.
@@ -128,6 +132,13 @@ class RunFolder:
                 )
             if size > length:
                 os.truncate(path, length)
+        prune_usage(usage_file(self.path), self._results())
+
+    def _results(self) -> set[tuple[str, str]]:
+        """Row and test set of every result on record."""
+        path = self.path / "results.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()
+        return {(record["row"], record["test"]) for record in map(json.loads, lines)}
 
 
 class Silent(RunFolder):

@@ -175,13 +175,17 @@ def differences(one: Trainer, other: Trainer, folder_one: Path, folder_other: Pa
         found.append("state: position or result matrix")
     found += [
         log
-        for log in ("metrics.jsonl", "results.jsonl", "ownership.json")
-        if (folder_one / log).read_bytes() != (folder_other / log).read_bytes()
+        for log in ("metrics.jsonl", "results.jsonl", "ownership.json", "results/expert_usage.json")
+        if _content(folder_one / log) != _content(folder_other / log)
     ]
     one_files, other_files = (sorted((f / "predictions").rglob("*.gz")) for f in (folder_one, folder_other))
     if [p.read_bytes() for p in one_files] != [p.read_bytes() for p in other_files]:
         found.append("predictions")
     return found
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def _unequal(one: Any, other: Any, path: str) -> list[str]:

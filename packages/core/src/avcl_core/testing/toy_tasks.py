@@ -86,6 +86,10 @@ class ToyTask(Task):
 class ToyClasses(ToyTask):
     """One of four exclusive classes."""
 
+    def groups(self, key: str, target: Prediction) -> tuple[str, ...]:
+        """Return the class."""
+        return (f"class {int(target['class'])}",)
+
 
 class ToyLabels(ToyTask):
     """Independent labels per frame; the loss is a mean over frames."""

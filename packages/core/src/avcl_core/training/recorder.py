@@ -16,7 +16,7 @@ class Recorder(Protocol):
         ...
 
     def result(self, record: Mapping[str, Any], evaluation: Evaluation, pack: Callable[[Any], Any]) -> None:
-        """Append an evaluation and store its predictions."""
+        """Append an evaluation and store its predictions, and how experts were used where the model tells it."""
         ...
 
     def event(self, kind: str, **details: Any) -> None:
