@@ -287,7 +287,7 @@ class MissingSegments(Corruption):
 
 
 KINDS: dict[str, type[Corruption]] = {
-    kind.name: kind for kind in (AudioNoise, FrameBlur, FrameOcclusion, Missing, MissingSegments)
+    kind.name: kind for kind in (Missing, AudioNoise, FrameBlur, FrameOcclusion, MissingSegments)
 }
 STANDARD = "standard"
 """Text form of :data:`LIST`, as far as a run uses the modalities."""
@@ -297,7 +297,7 @@ LIST = (
     "audio_noise:20",
     "audio_noise:10",
     "audio_noise:0",
-    "frame_blur:0.05",
+    "frame_blur:0.02",
     "frame_occlusion:0.25",
     "missing_segments:audio:1",
     "missing_segments:visual:1",
