@@ -71,19 +71,36 @@ def resume(
 @app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN")],
+    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]")] = None,
     tag: Annotated[str | None, typer.Option(help="Checkpoint tag; by default the latest.")] = None,
 ) -> None:
     """Evaluate a commit of a run again.
 
-    Writes predictions and says whether the metrics equal what the run stored.
+    Writes predictions and says whether the metrics equal what the run stored. split=val judges another split,
+    modalities=visual|audio hides the other input.
+
+    corruptions=standard evaluates the run with missing, noisy, blurred and covered inputs instead, and writes the table of what
+    is left of each score; or name them: corruptions=[missing:audio,audio_noise:10,frame_blur:0.05,frame_occlusion:0.25,
+    missing_segments:audio:1]. A stopped list goes on with the same command.
     """
+    from avcl_core.cli import show_table
+    from avcl_core.running.asked import KEYS, asked, refuse_unknown
     from avcl_core.running.launch import evaluate as judge
+    from avcl_core.running.robustness import evaluate_corrupted
     from avcl_core.running.tested import write_evaluation
 
+    given = {key: value for key, _, value in (text.partition("=") for text in keys or [])}
+    refuse_unknown("eval", given, KEYS)
+    how = asked("eval", given)
+    if how.corruptions is not None:
+        with console() as shown:
+            written = evaluate_corrupted(run, tag, how.corruptions, shown, how.split, how.modalities)
+        show_table(written)
+        return
     with console() as shown:
-        found = judge(run, tag, shown)
+        found = judge(run, tag, shown, how.split, how.modalities)
     if found:
-        write_evaluation(run, tag or "latest", found, print)
+        write_evaluation(run, how.name(tag or "latest"), found, print)
 
 
 @app.command()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from avcl_core.errors import ConfigError, nearest
+from avcl_core.errors import ConfigError
 from avcl_core.terminal import console, guarded, split_arguments
 
 Arguments = Annotated[
@@ -17,7 +17,7 @@ Arguments = Annotated[
 TestArguments = Annotated[
     list[str] | None, typer.Argument(metavar="RUN|KEY=VALUE", help="Run folder; or run=, checkpoint=, runs=, ….")
 ]
-TEST_KEYS = ("run", "checkpoint", "runs", "split", "modalities")
+TEST_KEYS = ("run", "checkpoint", "runs", "split", "modalities", "corruptions")
 
 
 def task_app(task: str, extend: Callable[[typer.Typer], None] = lambda app: None) -> Callable[[], None]:
@@ -40,8 +40,9 @@ def task_app(task: str, extend: Callable[[typer.Typer], None] = lambda app: None
         """Evaluate a run, by default the newest finished one.
 
         RUN (or run=RUN) is a run folder, checkpoint=RUN/checkpoints/TAG one of its commits; runs=FOLDER is where to look.
-        split=val judges another split, modalities=visual|audio hides the other input. An option of the task (setting=…) asks for
-        the newest run with it. A package may add further keys.
+        split=val judges another split, modalities=visual|audio hides the other input, corruptions=standard or
+        corruptions=[missing:audio,audio_noise:10] writes a table of missing and corrupted modalities. An option of the task
+        (setting=…) asks for the newest run with it. A package may add further keys.
         """
         _test(task, arguments or [])
 
@@ -93,35 +94,45 @@ def _full_keys(task: str, overrides: list[str]) -> list[str]:
 
 def _test(task: str, arguments: list[str]) -> None:
     """Evaluate the run that the arguments name, and write what they ask for."""
-    from avcl_core.config.run import modality_names
     from avcl_core.plugins import load
+    from avcl_core.running.asked import asked, choice, refuse_unknown
     from avcl_core.running.launch import evaluate
+    from avcl_core.running.robustness import evaluate_corrupted
     from avcl_core.running.tested import newest_run, write_evaluation
 
     package = load("task", task)
     exports, own = package.exports, tuple(package.options.model_fields)
     run, overrides = split_arguments(arguments)
     given = dict(text.split("=", 1) for text in overrides) | ({"run": run} if run else {})
-    known = (*TEST_KEYS, *exports, *own)
-    for key in given:
-        if key not in known:
-            raise ConfigError(f"test {key}=…: is unknown{nearest(key, known)}; expected {'=, '.join(known)}=")
-    split = _choice(given, "split", ("val", "test"))
-    modalities = modality_names(given["modalities"]) if "modalities" in given else None
-    for modality in modalities or ():
-        _choice({"modalities": modality}, "modalities", ("visual", "audio"))
-    wanted = [name for name in exports if _choice(given, name, ("true", "false")) == "true"]
+    refuse_unknown("test", given, (*TEST_KEYS, *exports, *own))
+    how = asked("test", given)
+    wanted = [name for name in exports if choice("test", given, name, ("true", "false")) == "true"]
+    if wanted and how.corruptions is not None:
+        raise ConfigError(
+            f"test {wanted[0]}=true: is of one evaluation, corruptions= asks for several; give one of them"
+        )
     options = {key: given[key] for key in own if key in given}
     folder, tag = _commit(given, lambda: newest_run(Path(given.get("runs", "runs")), task, options))
+    if how.corruptions is not None:
+        with console() as shown:
+            written = evaluate_corrupted(folder, tag, how.corruptions, shown, how.split, how.modalities)
+        show_table(written)
+        return
     with console() as shown:
-        found = evaluate(folder, tag, shown, split, modalities)
+        found = evaluate(folder, tag, shown, how.split, how.modalities)
     if not found:
         return
-    parts = [tag or "latest", split, modalities and "-".join(modalities)]
-    written = write_evaluation(folder, "-".join(part for part in parts if part), found, print)
+    written = write_evaluation(folder, how.name(tag or "latest"), found, print)
     for name in wanted:
         for tested in found.values():
             exports[name](written, tested.task, tested.evaluation)
+
+
+def show_table(folder: Path | None) -> None:
+    """Print ``table.md`` of an evaluation; nothing on ranks other than the first, which have no folder."""
+    if folder is not None:
+        print((folder / "table.md").read_text(encoding="utf-8"))
+        print(f"written to {folder}")
 
 
 def _commit(given: dict[str, str], newest: Callable[[], Path]) -> tuple[Path, str | None]:
@@ -132,11 +143,3 @@ def _commit(given: dict[str, str], newest: Callable[[], Path]) -> tuple[Path, st
     if folder.parent.name != "checkpoints":
         raise ConfigError(f"checkpoint={folder}: expected RUN/checkpoints/TAG")
     return folder.parents[1], folder.name
-
-
-def _choice(given: dict[str, Any], key: str, values: tuple[str, ...]) -> str | None:
-    """Return the value of a key, one of ``values``, or nothing."""
-    value = given.get(key)
-    if value is not None and value not in values:
-        raise ConfigError(f"test {key}={value}: expected one of {', '.join(values)}{nearest(str(value), values)}")
-    return value

@@ -41,7 +41,8 @@ def _cell(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
-def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table; numbers to the right, the first column and words to the left."""
     rule = ["---"] + ["---" if name in ("metric", "controls", "definition") else "---:" for name in header[1:]]
     return ["| " + " | ".join(_cell(text) for text in row) + " |" for row in (header, rule, *rows)]
 
@@ -65,7 +66,7 @@ def write_table(summary: Summary) -> str:
     ]
     for control in dict.fromkeys(name for test in tests for name in test.controls):
         body.append([f"*{control}*", *(format_score(test.controls.get(control), test.ideal) for test in tests)])
-    lines += _rows(["after", *(f"{test.name} ({test.primary})" for test in tests)], body)
+    lines += markdown_table(["after", *(f"{test.name} ({test.primary})" for test in tests)], body)
     lines += ["", "Rows in italics are trivial predictors. A dash is a test set that was not evaluated there.", ""]
     lines += ["## Test sets", ""]
     header = ["test set", "metric", "samples", "controls", "R[i,i]", "final", "best before", "drop", "retention"]
@@ -84,7 +85,7 @@ def write_table(summary: Summary) -> str:
         shown = [*test.controls.items(), *((f"oracle: {name}", value) for name, value in test.bounds.items())]
         controls = ", ".join(f"{name} {format_score(value, test.ideal)}" for name, value in shown)
         body.append([test.name, test.primary, str(test.samples), controls or DASH, *numbers])
-    lines += _rows(header, body)
+    lines += markdown_table(header, body)
     lines += [
         "",
         "Best before: max over i ≤ t < T of R[t,i]. Drop: best before − R[T,i]. Retention: R[T,i] / R[i,i].",
@@ -92,7 +93,7 @@ def write_table(summary: Summary) -> str:
     ]
     lines += ["## Over the stream", ""]
     ideal = max((abs(test.ideal) for test in tests), default=100.0)
-    lines += _rows(
+    lines += markdown_table(
         ["name", "value", "definition"],
         [
             [d.name, notes.mark(d.reason) if d.value is None else format_score(d.value, ideal), d.formula]
@@ -107,7 +108,7 @@ def write_table(summary: Summary) -> str:
         kinds = list(dict.fromkeys(kind for counts in summary.parameters.values() for kind in counts))
         owners = [[o, *(f"{counts.get(k, 0):,}" for k in kinds)] for o, counts in summary.parameters.items()]
         total = [f"{sum(counts.get(k, 0) for counts in summary.parameters.values()):,}" for k in kinds]
-        lines += [*_rows(["owner", *kinds], [*owners, ["total", *total]]), ""]
+        lines += [*markdown_table(["owner", *kinds], [*owners, ["total", *total]]), ""]
     for title, entries in (("Notes", summary.notes), ("Skipped samples", summary.skipped)):
         if entries:
             lines += [f"## {title}", "", *(f"* {_cell(entry)}" for entry in entries), ""]

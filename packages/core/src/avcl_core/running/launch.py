@@ -21,7 +21,7 @@ from avcl_core.config.load import Source, read
 from avcl_core.config.run import RunOptions, load_run, paths_below
 from avcl_core.errors import AvclError, ConfigError, RunError, Stopped
 from avcl_core.evaluation.evaluator import Evaluation
-from avcl_core.evaluation.matrix import Cell
+from avcl_core.evaluation.matrix import Cell, ResultMatrix
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import write_results
 from avcl_core.ownership import digest_tensors
@@ -31,6 +31,7 @@ from avcl_core.running.initial import head_tensors
 from avcl_core.running.lock import only_writer
 from avcl_core.running.origin import refuse_training, selected_on_test, warm_notes
 from avcl_core.running.provide import Bar, silent
+from avcl_core.stream import TestSet
 from avcl_core.task import Task
 from avcl_core.training.checkpoint import replace_text
 from avcl_core.training.preemption import Preemption
@@ -112,6 +113,56 @@ def resume(path: Path, overrides: Sequence[str], console: Console) -> Path | Non
         return _drive(assembly, folder, collective, console, preemption, resume=begun)
 
 
+@dataclass(frozen=True)
+class Restored:
+    """A commit of a run, ready to be evaluated; nothing that is done with it changes the run.
+
+    Attributes:
+        tag: the commit; ``row``: the row of the result matrix that its model stands for.
+        tests: the test sets of its session.
+        console: silent on ranks other than the first.
+    """
+
+    assembly: Assembly
+    trainer: Trainer
+    collective: Collective
+    console: Console
+    tag: str
+    row: str
+    tests: tuple[TestSet, ...]
+
+    def evaluate(self, test: TestSet, split: str | None, matrix: ResultMatrix | None) -> Tested:
+        """Evaluate one test set (or another split of its experience), beside what ``matrix`` has for the same row."""
+        experience = self.assembly.stream.experience(test.experience)
+        task = self.assembly.tasks[experience.task]
+        found = self.trainer.evaluator.evaluate(self.trainer.method, task, experience, split or test.split)
+        return Tested(task, found, None if matrix is None else matrix.cell(self.row, test.name))
+
+
+def restore(
+    path: Path,
+    tag: str | None,
+    console: Console,
+    modalities: Sequence[str] | None = None,
+    preemption: Preemption | None = None,
+) -> Restored:
+    """Restore a commit of a run, the latest by default.
+
+    Args:
+        modalities: what prediction sees, if not what the run saw.
+        preemption: asked between batches whether to stop.
+    """
+    folder, preemption = RunFolder.open(path), preemption or Preemption()
+    assembly, collective, console = _reopen(folder, (), console, preemption)
+    trainer = assembly.trainer(Silent(path), preemption, collective, console.progress)
+    tag = tag or trainer.store.latest()
+    trainer.restore(tag)
+    session = trainer.last_session()
+    if modalities is not None:
+        assembly.loader.modalities = tuple(modalities)
+    return Restored(assembly, trainer, collective, console, str(tag), session.row, session.tests)
+
+
 def evaluate(
     path: Path,
     tag: str | None,
@@ -128,22 +179,10 @@ def evaluate(
     Returns:
         test set → what was found; nothing on ranks other than the first.
     """
-    folder = RunFolder.open(path)
-    assembly, collective, console = _reopen(folder, (), console, Preemption())
-    trainer = assembly.trainer(Silent(path), Preemption(), collective, console.progress)
-    trainer.restore(tag)
-    session = trainer.last_session()
-    stored = RunRecord.load(path).matrix
-    if modalities is not None:
-        assembly.loader.modalities = tuple(modalities)
-    same = split is None and modalities is None
-    found = {}
-    for test in session.tests:
-        experience = assembly.stream.experience(test.experience)
-        task = assembly.tasks[experience.task]
-        evaluation = trainer.evaluator.evaluate(trainer.method, task, experience, split or test.split)
-        found[test.name] = Tested(task, evaluation, stored.cell(session.row, test.name) if same else None)
-    return found if collective.rank == 0 else {}
+    run = restore(path, tag, console, modalities)
+    matrix = RunRecord.load(path).matrix if split is None and modalities is None else None
+    found = {test.name: run.evaluate(test, split, matrix) for test in run.tests}
+    return found if run.collective.rank == 0 else {}
 
 
 def command_line() -> list[str]:
