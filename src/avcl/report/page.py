@@ -15,6 +15,7 @@ from avcl.report.comparison import Group, StreamComparison, compare
 from avcl.report.comparison_figures import comparison_figures
 from avcl.report.examples import run_examples
 from avcl.report.figures import above_control, control_of, run_figures
+from avcl.report.robustness import run_robustness
 from avcl.report.style import inline
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import Summary, TestSummary, summarise
@@ -49,6 +50,9 @@ def render_run(folder: Path, out: Path | None = None) -> Path:
     summary = summarise(record)
     figures = run_figures(record, summary)
     examples = run_examples(folder, summary, record.samples)
+    robustness = run_robustness(folder)
+    if robustness is not None and robustness.figure is not None:
+        figures["robustness"] = robustness.figure
     target = folder / "results" / "figures"
     target.mkdir(parents=True, exist_ok=True)
     for name, svg in figures.items():
@@ -64,6 +68,7 @@ def render_run(folder: Path, out: Path | None = None) -> Path:
                 for name, svg in figures.items()
             },
             examples=examples,
+            robustness=robustness,
             bars={test.name: _bar(test) for test in summary.tests},
             blocks=[_block(summary, test) for test in summary.tests],
             reasons=list(dict.fromkeys(d.reason for d in summary.definitions if d.value is None)),
