@@ -73,7 +73,7 @@ def _matrix(summary: Summary) -> Figure:
             )
             text = DASH if value is None else format_score(value, test.ideal)
             before = row == START or summary.experiences.index(row) < summary.experiences.index(test.experience)
-            colour = MUTED if value is None else _readable_on(face)
+            colour = MUTED if value is None else readable_on(face)
             style = "italic" if before else "normal"
             weight = "bold" if row == test.experience else "normal"
             box = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 1.5} if value is None else None
@@ -102,7 +102,7 @@ def _matrix(summary: Summary) -> Figure:
     return figure
 
 
-def _readable_on(face: Any) -> str:
+def readable_on(face: Any) -> str:
     """Return ink or white, whichever has the higher contrast ratio (WCAG 2.2) on ``face``."""
     channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(face)]
     luminance = 0.2126 * channels[0] + 0.7152 * channels[1] + 0.0722 * channels[2]

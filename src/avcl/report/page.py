@@ -17,6 +17,8 @@ from avcl.report.examples import run_examples
 from avcl.report.figures import above_control, control_of, run_figures
 from avcl.report.robustness import run_robustness
 from avcl.report.style import inline
+from avcl.report.usage import run_usage
+from avcl.report.usage_figures import usage_figures
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import Summary, TestSummary, summarise
 from avcl_core.evaluation.table import format_score
@@ -50,6 +52,9 @@ def render_run(folder: Path, out: Path | None = None) -> Path:
     summary = summarise(record)
     figures = run_figures(record, summary)
     examples = run_examples(folder, summary, record.samples)
+    usage = run_usage(folder, summary)
+    if usage is not None:
+        figures |= usage_figures(usage)
     robustness = run_robustness(folder)
     if robustness is not None and robustness.figure is not None:
         figures["robustness"] = robustness.figure
@@ -69,6 +74,7 @@ def render_run(folder: Path, out: Path | None = None) -> Path:
             },
             examples=examples,
             robustness=robustness,
+            usage=usage,
             bars={test.name: _bar(test) for test in summary.tests},
             blocks=[_block(summary, test) for test in summary.tests],
             reasons=list(dict.fromkeys(d.reason for d in summary.definitions if d.value is None)),

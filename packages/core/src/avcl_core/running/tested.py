@@ -11,6 +11,7 @@ from avcl_core.config.run import load_run
 from avcl_core.errors import AvclError, IntegrityError, RunError
 from avcl_core.evaluation.evaluator import Evaluation
 from avcl_core.evaluation.table import format_score
+from avcl_core.evaluation.usage_file import usage_file
 from avcl_core.running.folder import RunFolder
 from avcl_core.running.launch import Tested
 from avcl_core.task import Task
@@ -67,7 +68,8 @@ def write_evaluation(run: Path, name: str, found: Mapping[str, Tested], say: Cal
     """
     folder = RunFolder(run / "evaluations" / name)
     folder.path.mkdir(parents=True, exist_ok=True)
-    (folder.path / "results.jsonl").unlink(missing_ok=True)
+    for earlier in (folder.path / "results.jsonl", usage_file(folder.path)):
+        earlier.unlink(missing_ok=True)
     for test, tested in found.items():
         task, evaluation = tested.task, tested.evaluation
         record = {
