@@ -21,7 +21,7 @@ class Batch:
         keys: one sample key per row.
         inputs: modality → tensor ``[b, …]`` as the tower's front end delivers it, plus task inputs such as a question.
         targets: target name → tensor ``[b, …]``.
-        present: modality → bool ``[b]``; a modality that is not listed is present in every sample.
+        present: modality → bool ``[b]``, or ``[b, T]`` for single frames; a modality that is not listed is present in every sample.
         experience: name of the experience the samples come from; ``None`` where the task id is hidden.
         stored: what a replay memory kept beside the sample (dark logits, frame indices), ``[b, …]``.
         share: fraction of the whole step's loss units that this batch carries. A mean loss is multiplied by it, so that
