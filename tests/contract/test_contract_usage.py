@@ -16,8 +16,8 @@ from avcl_core.evaluation.evaluator import Evaluation
 from avcl_core.evaluation.usage import UsageCounter
 from avcl_core.evaluation.usage_file import usage_file
 from avcl_core.methods.finetune import Finetune
+from avcl_core.running import launch
 from avcl_core.running.folder import RunFolder
-from avcl_core.running.launch import Tested
 from avcl_core.running.tested import write_evaluation
 from avcl_core.testing.toy_run import SHORT, ToyRun, differences, run_interrupted, run_straight
 from avcl_core.testing.toy_towers import toy_towers
@@ -131,9 +131,9 @@ def test_an_evaluation_has_its_own_statistics_and_none_of_an_earlier_one(finishe
     toy, trainer, _, _ = finished
     experience, task = toy.stream.experiences[0], toy.tasks["classes"]
     evaluation = trainer.evaluator.evaluate(trainer.method, task, experience, "test")
-    first = write_evaluation(folder, "v", {"a": Tested(task, evaluation, None)}, lambda line: None)
+    first = write_evaluation(folder, "v", {"a": launch.Tested(task, evaluation, None)}, lambda line: None)
     assert json.loads(usage_file(first).read_text()) == {"evaluation": {"a": evaluation.usage}}
-    write_evaluation(folder, "v", {"b": Tested(task, evaluation, None)}, lambda line: None)
+    write_evaluation(folder, "v", {"b": launch.Tested(task, evaluation, None)}, lambda line: None)
     assert list(json.loads(usage_file(first).read_text())["evaluation"]) == ["b"]
-    write_evaluation(folder, "v", {"b": Tested(task, replace(evaluation, usage=None), None)}, lambda line: None)
+    write_evaluation(folder, "v", {"b": launch.Tested(task, replace(evaluation, usage=None), None)}, lambda line: None)
     assert not usage_file(first).exists()
