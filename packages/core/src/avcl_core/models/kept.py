@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from avcl_core.features import Features
+from avcl_core.precision import unmixed
 from avcl_core.walk import Ctx, DualStream
 
 
@@ -48,6 +49,9 @@ class Kept:
         A tower that learns (``trainable``) is computed every time: its features do change.
         """
         ((name, tower),) = walk.towers.items()
+        if values.is_meta:  # shapes only, to count with: no content by which to know a row again
+            final, *maps = self._compute(walk, values, stages)
+            return Features({name: final}, {name: tuple(maps)})
         keys = [(name, name in walk.unnormed, stages, content) for content in _contents(values)]
         known = {} if tower.trainable else self._entries
         found = {key: known[key] for key in keys if key in known}
@@ -66,7 +70,7 @@ class Kept:
 
     def _compute(self, walk: DualStream, values: Tensor, stages: bool) -> tuple[Tensor, ...]:
         ((name, tower),) = walk.towers.items()
-        with torch.no_grad(), torch.autocast(values.device.type, enabled=False):
+        with torch.no_grad(), unmixed(values):
             tokens, aux = tower.embed(values)
             made = walk.walk({name: tokens}, {name: aux}, {}, Ctx())
         maps = made.stages[name] if stages else ()

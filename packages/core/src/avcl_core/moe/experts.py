@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avcl_core.moe.clipnorm import ClipNorm
+from avcl_core.precision import unmixed
 
 UniAttention = Literal["none", "latent", "temporal", "dense"]
 HEADS, DROPOUT = 4, 0.2
@@ -98,7 +99,7 @@ def consult(tokens: Tensor, latents: Tensor, gates: Tensor) -> Tensor:
 
 def _scores(queries: Tensor, keys: Tensor) -> Tensor:
     """Unscaled products ``[…, N, M]``; of wide tokens they leave the range of half precision."""
-    with torch.autocast(queries.device.type, enabled=False):
+    with unmixed(queries):
         dtype = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
         return queries.to(dtype) @ keys.to(dtype).mT
 

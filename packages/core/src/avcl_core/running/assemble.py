@@ -21,6 +21,7 @@ from avcl_core.running.folder import RunFolder
 from avcl_core.running.initial import HeadStart
 from avcl_core.running.lock import in_turn
 from avcl_core.running.provide import Bar, provide, silent
+from avcl_core.running.size import Size, measure, shapes_only
 from avcl_core.seeding import seed_step
 from avcl_core.stream import Experience, Session, Stream, concatenation
 from avcl_core.task import Task
@@ -40,6 +41,7 @@ class Assembly:
     """Everything of a run but its folder.
 
     Attributes:
+        outline: makes the same method with shapes and no values; call it where the default device is meta.
         skipped: samples left out by ``on_bad_sample: skip``: task, split, key, reason.
         digests: what the run depends on, name → SHA-256.
     """
@@ -51,6 +53,7 @@ class Assembly:
     sessions: tuple[Session, ...]
     loader: Loader
     build: Callable[[], Method]
+    outline: Callable[[], Method]
     digests: Mapping[str, str]
     skipped: tuple[Mapping[str, str], ...]
     fabric: Fabric
@@ -135,6 +138,10 @@ def assemble(
         model = model_class(copy.deepcopy(towers), tasks, parts.model).to(fabric.device)
         return method_class(model, tasks, parts.method, options.seed)
 
+    def outline() -> Method:
+        model = model_class(shapes_only(towers), tasks, parts.model)
+        return method_class(model, tasks, parts.method, options.seed)
+
     digests = {
         "configuration": options.digest,
         "stream": stream.digest,
@@ -142,7 +149,7 @@ def assemble(
         **{f"weights of the {name} tower": tower.weights_digest() for name, tower in towers.items()},
     }
     sessions = method_class.sessions(stream)
-    return Assembly(options, towers, tasks, stream, sessions, loader, build, digests, tuple(skipped), fabric)
+    return Assembly(options, towers, tasks, stream, sessions, loader, build, outline, digests, tuple(skipped), fabric)
 
 
 def inputs_of(
@@ -231,8 +238,14 @@ def describe(assembly: Assembly) -> list[tuple[str, str]]:
     if set(assembly.towers) - set(assembly.options.modalities):
         rows.append(("modalities", ", ".join(assembly.options.modalities) or "none"))
     rows += [("head starts from", f"{task}: {path}") for task, path in assembly.options.init.items()]
+    rows += size_of(assembly).rows()
     rows += [("skipped", f"{entry['task']} {entry['split']} {entry['key']}") for entry in assembly.skipped]
     return rows
+
+
+def size_of(assembly: Assembly) -> Size:
+    """Return parameters, FLOPs and memory of what an assembly will train."""
+    return measure(assembly.outline, assembly.stream.experiences, assembly.loader, assembly.options.seed)
 
 
 def notes(assembly: Assembly) -> list[str]:
