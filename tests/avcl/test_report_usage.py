@@ -128,6 +128,10 @@ def test_other_evaluations_are_listed(run):
     assert "visual only: avqa" not in said  # what the run itself has
 
 
+def test_a_model_that_diverged_has_a_report(tmp_path):
+    assert "nan nan nan % nan % nan" in words(section(make_run(tmp_path / "run", ("ave", "ave", usage(float("nan"))))))
+
+
 def test_one_tower_has_no_agreement(tmp_path):
     source = section(make_run(tmp_path / "run", ("ave", "ave", usage(0.8, ("visual",)))))
     assert "same expert first in both" not in source

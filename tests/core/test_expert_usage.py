@@ -152,6 +152,32 @@ def test_certain_gates_have_no_entropy_and_numbers_that_are_not_finite_stay_visi
     assert (entry["entropy"], entry["residual"]) == (0.0, "Infinity")
 
 
+def test_a_model_that_diverged_can_be_evaluated():
+    trace = Trace()
+    for tower in ("audio", "visual"):
+        trace.put(f"{tower} 0", "gates", torch.full((1, 2), torch.nan))
+    counter = UsageCounter({"a": ("x",)})
+    counter.add(trace, ("a",))
+    usage = counter.usage(Collective())
+    assert usage["sites"]["audio 0"] == {
+        "rows": 1, "gates": ["NaN"] * 2, "first": ["NaN"] * 2, "entropy": "NaN", "evenness": "NaN"
+    }  # fmt: skip
+    assert (usage["agreement"][0]["rows"], usage["agreement"][0]["agreement"]) == (1, "NaN")
+    json.dumps(usage, allow_nan=False)
+
+
+def test_equal_weights_share_the_first_place():
+    trace = Trace()
+    trace.put("audio 0", "gates", torch.tensor([[0.4, 0.2, 0.4], [0.1, 0.1, 0.8]]))
+    trace.put("visual 0", "gates", torch.full((2, 3), 1 / 3))
+    counter = UsageCounter({"a": (), "b": ()})
+    counter.add(trace, ("a", "b"))
+    usage = counter.usage(Collective())
+    assert usage["sites"]["audio 0"]["first"] == [0.5, 0, 1.5]
+    assert usage["sites"]["visual 0"]["first"] == pytest.approx([2 / 3] * 3, rel=1e-5)
+    assert usage["agreement"][0]["agreement"] == usage["agreement"][0]["chance"] == pytest.approx(1 / 3, rel=1e-5)
+
+
 def test_nothing_told_is_nothing_to_report():
     counter = UsageCounter(GROUPS)
     counter.add(Trace(), KEYS)

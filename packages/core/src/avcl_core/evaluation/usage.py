@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from avcl_core.collective import Collective
 from avcl_core.evaluation.matrix import encode_number
@@ -58,7 +57,8 @@ class UsageCounter:
                 if name != _GATES:
                     parts[name] = value[:, None]
                     continue
-                first[site] = functional.one_hot(value.argmax(1), value.shape[1]).to(value.dtype)
+                best = (value == value.amax(1, keepdim=True)).to(value.dtype)
+                first[site] = best / best.sum(1, keepdim=True)  # equal weights share the first place
                 parts |= {_GATES: value, _FIRST: first[site], _ENTROPY: torch.special.entr(value).sum(1, keepdim=True)}
             columns = [(name, part.shape[1]) for name, part in parts.items()]
             if self.columns.setdefault(site, columns) != columns:
@@ -151,7 +151,9 @@ def _report(
     return {
         "samples": len(groups),
         "sites": sites,
-        "agreement": [_agreement(sums[pair], *pair) for pair in facing(columns) if pair in sums],
+        "agreement": [
+            _agreement(sums[pair], int(sums[pair[0]][0, 0]), *pair) for pair in facing(columns) if pair in sums
+        ],
         "total": _total(columns, sums, 0, constants),
         "groups": {
             name: {"samples": samples[name], "total": _total(columns, sums, index, constants)}
@@ -167,7 +169,7 @@ def _statistics(sums: np.ndarray, columns: Columns) -> dict[str, Any]:
     for name, width in columns:
         part, at = sums[at : at + width], at + width
         if name == _FIRST:
-            found[name] = [int(value) for value in part]
+            found[name] = [_count(value) for value in part]
         elif name == _GATES:
             found[name] = [_number(value / rows) for value in part]
         else:
@@ -178,14 +180,13 @@ def _statistics(sums: np.ndarray, columns: Columns) -> dict[str, Any]:
     return found
 
 
-def _agreement(joint: np.ndarray, one: str, other: str) -> dict[str, Any]:
+def _agreement(joint: np.ndarray, rows: int, one: str, other: str) -> dict[str, Any]:
     """How often both choose the expert of the same index, and how often they would if each chose by its own frequencies."""
-    rows = joint.sum()
     chance = (joint.sum(1) / rows) @ (joint.sum(0) / rows)
     return {
         "place": place_of(one),
         "towers": [tower_of(one), tower_of(other)],
-        "rows": int(rows),
+        "rows": rows,
         "agreement": _number(np.trace(joint) / rows),
         "chance": _number(chance),
     }
@@ -208,6 +209,11 @@ def _total(
             total = np.sum([sums[site][index] for site in alike], axis=0)
             totals[tower] = {"sites": len(alike), **named, **_statistics(total, columns[alike[0]])}
     return totals
+
+
+def _count(value: float) -> float:
+    """Sums of shares are whole but where weights were equal."""
+    return int(value) if float(value).is_integer() else _number(value)
 
 
 def _number(value: Any) -> Any:

@@ -26,7 +26,7 @@ class Told(_Record):
     Attributes:
         rows: rows of the walk that they are over.
         gates: mean weight per expert.
-        first: how often each expert had the largest weight.
+        first: how often each expert had the largest weight; equal ones share a row.
         entropy: of the weights, mean over rows, in nats; ``evenness`` is its share of log E.
         experts: their names, where a tower's total has them.
         constants: what does not depend on samples, of a site.
@@ -34,7 +34,7 @@ class Told(_Record):
 
     rows: int
     gates: list[float] = []
-    first: list[int] = []
+    first: list[float] = []
     entropy: float | None = None
     evenness: float | None = None
     experts: list[str] = []
