@@ -46,7 +46,7 @@ class SegmentationHead(nn.Module):
         self.neck = LinearNeck(widths, width) if gated else DilatedNeck(widths, width)
         self.audio = nn.Linear(sound, width // 2) if gated else None
         self.gating = TemporalGating(width, len(SCALES), GATING[options.setting]) if gated else None
-        self.fusion = nn.ModuleList(Tpavi(width, width // 2 if gated else sound) for _ in SCALES)
+        self.fusion = nn.ModuleList(Tpavi(width, width // 2 if gated else sound, options.fusion_norm) for _ in SCALES)
         self.decoder = make_decoder(options)
         self.matches = options.setting == "ms3"
 

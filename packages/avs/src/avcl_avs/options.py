@@ -26,6 +26,8 @@ class SegmentationOptions(Options):
         width: channels of the head; all its sizes follow. The published one is 256.
         mask_size: edge of the decoded mask in pixels, which is then enlarged to 224. The published one is 224.
         match_weight: λ₁, the weight of the audio-visual match loss of ``ms3`` (tasks.md 3.4). The published one is 0.5.
+        fusion_norm: what TPAVI's batch norm learns from: the whole ``batch``, as published, which then can be divided neither
+            into micro-batches nor among processes; or each ``clip`` by itself, which can.
     """
 
     setting: Literal["s4", "ms3"] = "s4"
@@ -33,6 +35,7 @@ class SegmentationOptions(Options):
     width: Annotated[int, Field(gt=0, multiple_of=8)] = 256
     mask_size: Annotated[int, Field(gt=0, multiple_of=32)] = 224
     match_weight: NonNegativeFloat = 0.5
+    fusion_norm: Literal["batch", "clip"] = "batch"
 
 
 class SourceOptions(Options):

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
+
+from avcl_core.clipnorm import ClipNorm
+
+Norm = Literal["batch", "clip"]
 
 
 class Tpavi(nn.Module):
@@ -15,9 +21,10 @@ class Tpavi(nn.Module):
     Args:
         width: channels of the map.
         audio: width of the sound.
+        norm: whether BN takes its training statistics over the whole batch, as published, or over each clip.
     """
 
-    def __init__(self, width: int, audio: int) -> None:
+    def __init__(self, width: int, audio: int, norm: Norm = "batch") -> None:
         super().__init__()
         inner = width // 2
         self.align = nn.Linear(audio, width)
@@ -25,7 +32,7 @@ class Tpavi(nn.Module):
         self.key = nn.Linear(width, inner)
         self.value = nn.Linear(width, inner)
         self.out = nn.Linear(inner, width)
-        self.batch_norm = nn.BatchNorm1d(width)
+        self.batch_norm = nn.BatchNorm1d(width) if norm == "batch" else ClipNorm(width)
         self.norm = nn.LayerNorm(width)
         nn.init.zeros_(self.batch_norm.weight)
         nn.init.zeros_(self.batch_norm.bias)
@@ -39,6 +46,9 @@ class Tpavi(nn.Module):
         values = self.value(places.mean(2)) / frames
         kernel = self.key(aligned).transpose(1, 2) @ values
         mixed = self.out(self.query(places) @ kernel[:, None])
-        normed = self.batch_norm(mixed.flatten(0, 2)).view_as(places)
+        if isinstance(self.batch_norm, ClipNorm):
+            normed = self.batch_norm(mixed.flatten(0, 1), frames).view_as(places)
+        else:
+            normed = self.batch_norm(mixed.flatten(0, 2)).view_as(places)
         z = self.norm(normed + places)
         return z.view(b, frames, height, width, channels).movedim(-1, 2), aligned

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avcl_core.moe.clipnorm import ClipNorm
+from avcl_core.clipnorm import ClipNorm
 from avcl_core.precision import unmixed
 
 UniAttention = Literal["none", "latent", "temporal", "dense"]
