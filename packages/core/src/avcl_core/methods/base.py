@@ -128,13 +128,15 @@ class Method:
     def objective(self, outputs: Outputs, batch: Batch, ctx: Ctx, prefix: str = "") -> dict[str, Tensor]:
         """Return the named loss parts of outputs, weighted by the batch's share of the global step.
 
-        The rows of a coupled loss are gathered from all ranks first, where each holds a part of them.
+        The task's loss is a mean over its units, what the model adds in ``ctx.aux`` one over samples. The rows of a coupled loss are
+        gathered from all ranks first, where each holds a part of them.
         """
         task, targets = self.tasks[batch.task], batch.targets
         if task.coupled and not batch.whole:
             outputs, targets = self.collective.gather(outputs), self.collective.gather(targets)
-        parts = {**task.loss(outputs, targets), **ctx.aux}
-        return {prefix + name: value * batch.share for name, value in parts.items()}
+        parts = {name: value * batch.share for name, value in task.loss(outputs, targets).items()}
+        parts.update((name, value * batch.row_share) for name, value in ctx.aux.items())
+        return {prefix + name: value for name, value in parts.items()}
 
     def after_backward(self, update: Update) -> None:
         """Hook between backward and the optimiser step: gradient projections."""

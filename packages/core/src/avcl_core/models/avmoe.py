@@ -82,6 +82,10 @@ class AvMoeOptions(Options):
                 "uni_attention: dense and audio_placement: after_block exist for imported checkpoints only; "
                 "use latent and sublayers"
             )
+        if self.cross_experts + self.uni_experts == 1 and self.router != "uniform" and not self.imported:
+            raise ValueError(
+                "one expert leaves a router nothing to weigh, so it would never learn; set router: uniform"
+            )
         if self.router == "uniform" and (self.router_noise or self.balance_weight):
             raise ValueError("router: uniform has no logits; leave router_noise and balance_weight at 0")
         if self.adapters == "task" and self.router == "task":
@@ -208,12 +212,15 @@ class AvMoe(Model):
         ctx.memo.update(zip((f"noise {label}" for label in self.labels), noise.to(device), strict=True))
 
     def _dropped(self, batch: Batch) -> dict[str, Tensor]:
-        """Deny some samples one of their modalities."""
+        """Deny some samples one of their modalities; one that lacks something already keeps the rest."""
         device = next(iter(batch.inputs.values())).device
+        whole = torch.ones(len(batch), dtype=torch.bool)
+        for known in batch.present.values():
+            whole &= known.reshape(len(batch), -1).all(1).cpu()
         present = {name: torch.ones(len(batch), dtype=torch.bool) for name in ("visual", "audio")}
         for row, seed in enumerate(batch.seeds):
             drop, which = torch.rand(2, generator=torch_generator(seed, "modality dropout")).tolist()
-            if drop < self.options.modality_dropout:
+            if whole[row] and drop < self.options.modality_dropout:
                 present["visual" if which < 0.5 else "audio"][row] = False
         for name, known in batch.present.items():
             mask = present[name].to(known.device)
