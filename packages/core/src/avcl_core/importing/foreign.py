@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,10 +54,14 @@ def read_foreign(file: Path) -> Foreign:
             if done.returncode == IntegrityError.exit_code:
                 raise IntegrityError(said[0])
             raise IntegrityError(f"{file}: the reading process ended with code {done.returncode}: {said[0]}")
-        tensors = load_file(target)
-    if all(name.startswith(PARALLEL) for name in tensors):
-        tensors = {name.removeprefix(PARALLEL): tensor for name, tensor in tensors.items()}
-    return Foreign(file, file_digest(file), tensors)
+        return as_foreign(file, load_file(target))
+
+
+def as_foreign(file: Path, tensors: Mapping[str, Tensor]) -> Foreign:
+    """Return the record of a checkpoint from the tensors that were read of it."""
+    parallel = all(name.startswith(PARALLEL) for name in tensors)
+    named = {name.removeprefix(PARALLEL) if parallel else name: tensor for name, tensor in tensors.items()}
+    return Foreign(file, file_digest(file), named)
 
 
 def _search() -> str:
