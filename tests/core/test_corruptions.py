@@ -78,6 +78,7 @@ def test_occlusion_covers_the_fraction_at_one_place_of_the_clip_in_its_mean_colo
     assert covered.mean() == pytest.approx(share, abs=1 / 64)
     rows, columns = np.flatnonzero(covered.any(1)), np.flatnonzero(covered.any(0))
     assert covered[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all(), "a rectangle"
+    assert abs(len(rows) - len(columns)) <= 1, "of the frame's proportions"
     assert np.array_equal(found[:, ~covered], raw["visual"][:, ~covered]), "nothing else changes"
 
 
