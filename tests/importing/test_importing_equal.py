@@ -141,14 +141,24 @@ def test_avvp(towers) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "gamma", "released"),
+    ("setting", "gamma", "fusion", "released"),
     [
-        ("s4", 0.05, layout.Released(1, 1, 1, 7, 4, self_attention="temporal", audio_gates=False, spelling="moe_")),
-        ("ms3", 0.1, layout.Released(2, 2, 2, 7, 2, self_attention="latent", audio_gates=False, spelling="moe_")),
+        (
+            "s4",
+            0.05,
+            "clip",
+            layout.Released(1, 1, 1, 7, 4, self_attention="temporal", audio_gates=False, spelling="moe_"),
+        ),
+        (
+            "ms3",
+            0.1,
+            "batch",
+            layout.Released(2, 2, 2, 7, 2, self_attention="latent", audio_gates=False, spelling="moe_"),
+        ),
     ],
 )
-def test_avs(towers, setting, gamma, released) -> None:
-    options = SegmentationOptions(setting=setting, width=16, mask_size=64)
+def test_avs(towers, setting, gamma, fusion, released) -> None:
+    options = SegmentationOptions(setting=setting, width=16, mask_size=64, fusion_norm=fusion)
     foreign = foreign_of(layout.adapters(released, layout.TINY) | layout.avs_head(layout.TINY, 128, 16), towers, seed=2)
     model, trained = imported(foreign, f"avs_{setting}", lambda spec: SegmentationHead(spec, options))
     frames, sound = sample(1, 5)

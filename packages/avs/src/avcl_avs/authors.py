@@ -37,10 +37,12 @@ HEAD = KeyMap(
         ),
         *((rf"decoder\.{ours}\.(.+)", rf"output_conv.{place}.\1") for ours, place in _READ_OUT.items()),
     ],
-    # A second backbone and its neck, copied layers, decoders whose result is thrown away, and the coarsest path's skip.
+    # A second backbone and its neck, copied layers, decoders whose result is thrown away, the coarsest path's skip, and a
+    # counter that a norm over clips does not have.
     dead=(
         rf"encoder_backbone\..+|conv[1-4]\..+|x[1-4]_linear\..+|{TEMPLATES}"
         r"|temporal_attn\.(video|audio)_decoder\..+|path4\.resConfUnit1\..+"
+        r"|tpavi_b[1-4]\.W_z\.1\.num_batches_tracked"
     ),
 )
 
