@@ -6,8 +6,8 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ from typing import Any
 import torch
 
 from avcl_core.batch import Batch
-from avcl_core.config.load import Source
+from avcl_core.config.load import Source, read
+from avcl_core.config.presets import find_config
 from avcl_core.config.run import load_run
+from avcl_core.errors import ConfigError, nearest
 from avcl_core.methods.base import Method
 from avcl_core.ownership import Owners
 from avcl_core.running.assemble import Assembly, assemble, inputs_of
 from avcl_core.running.launch import Console, launch_fabric
+from avcl_core.running.preview import substitutes
 from avcl_core.seeding import seed_step
 from avcl_core.stream import Session
 from avcl_core.training.loader import Loader, Request
@@ -31,6 +34,43 @@ from avcl_core.training.session_data import SessionData
 from avcl_core.training.stepper import Stepper
 
 PHASES = ("front end", "loading", "forward", "step")
+SPLIT: tuple[str, ...] = ("forward", "head", "backward", "optimizer", "other")
+"""Where the time of a step goes: towers and adapters, the head, the backward pass, the optimiser, and the rest (losses, checks)."""
+NAMED = ("task", "method", "size", "setting")
+"""What names a configuration of a task package: ``task=ave method=avmoe size=full``."""
+
+
+def named_source(overrides: Sequence[str]) -> tuple[Source, list[str]]:
+    """Return the configuration ``<task>[_<setting>]_<method>`` of a task's package; ``size=tiny`` takes its ``_embedded`` form.
+
+    At full size, weights and data that are not here are replaced (:func:`avcl_core.running.preview.substitutes`), and a step
+    has one clip, unless the overrides say otherwise: what a step of n clips costs is n times as much.
+
+    Returns:
+        The configuration, and the overrides that were added.
+
+    Raises:
+        ConfigError: ``task`` or ``method`` is missing, ``size`` is unknown, or the package ships no such configuration.
+    """
+    pairs = [text.partition("=")[::2] for text in overrides]
+    chosen = {key: value for key, value in pairs if key in NAMED}
+    rest = [f"{key}={value}" for key, value in pairs if key not in NAMED]
+    for key in ("task", "method"):
+        if key not in chosen:
+            raise ConfigError(
+                f"bench {' '.join(overrides)}: {key}= is missing; for example task=ave method=avmoe size=tiny"
+            )
+    size = chosen.get("size", "tiny")
+    if size not in ("tiny", "full"):
+        raise ConfigError(f"bench size={size}: expected tiny or full{nearest(size, ('tiny', 'full'))}")
+    names = [chosen["task"], chosen.get("setting"), chosen["method"], "embedded" if size == "tiny" else None]
+    path = find_config("_".join(name for name in names if name), f"avcl_{chosen['task']}")
+    added = [] if size == "tiny" else substitutes(path, rest)
+    if size == "full":
+        named = {text.partition("=")[0] for text in rest}
+        wanted = {"training.batch_size": "1", "training.micro_batch": "null"}
+        added += [f"{key}={value}" for key, value in wanted.items() if not named & wanted.keys()]
+    return read(path, [*added, *rest]), added
 
 
 def bench(source: Source, steps: int, console: Console) -> dict[str, Any]:
@@ -84,7 +124,11 @@ def _session(
                 batches = [[loader.load(request) for request in group] for group in requests]
                 work = _predicting(method, batches) if phase == "forward" else _stepping(stepper, batches, chosen)
             sizes = [len(portion.keys) for portion in chosen]
-            yield {"task": experience.task, "phase": phase, **_measure(work, sizes, torch.device(loader.device))}
+            device = torch.device(loader.device)
+            with _watching(method, stepper, device) as seconds:
+                found = _measure(work, sizes, device, seconds)
+            split = {"split": {name: seconds[name] / steps for name in SPLIT}} if phase == "step" else {}
+            yield {"task": experience.task, "phase": phase, **found, **split}
         method.after(experience, data)
 
 
@@ -129,9 +173,44 @@ def _stepper(assembly: Assembly, method: Method, session: Session, training: Tra
     )  # fmt: skip
 
 
-def _measure(work: Callable[[int], None], sizes: list[int], device: torch.device) -> dict[str, Any]:
+@contextmanager
+def _watching(method: Method, stepper: Stepper, device: torch.device) -> Iterator[dict[str, float]]:
+    """Charge the time within the block to the parts of a step; ``other`` is left for the caller."""
+    seconds = dict.fromkeys(SPLIT, 0.0)
+    calls: list[tuple[Any, str, str]] = [
+        (method.model, "features", "forward"), (method.model, "read", "head"), (torch.Tensor, "backward", "backward"),
+    ]  # fmt: skip
+    calls += [(optimizer, "step", "optimizer") for optimizer in stepper.optimizers.values()]
+
+    def timed(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def timing(*arguments: Any, **options: Any) -> Any:
+            _wait(device)
+            begin = time.perf_counter()
+            try:
+                return call(*arguments, **options)
+            finally:
+                _wait(device)
+                seconds[name] += time.perf_counter() - begin
+
+        return timing
+
+    backward = torch.Tensor.backward
+    for owner, call, name in calls:
+        setattr(owner, call, timed(getattr(owner, call), name))
+    try:
+        yield seconds
+    finally:
+        for owner, call, _ in calls[:2] + calls[3:]:
+            delattr(owner, call)
+        torch.Tensor.backward = backward  # type: ignore[method-assign]
+
+
+def _measure(
+    work: Callable[[int], None], sizes: list[int], device: torch.device, split: dict[str, float]
+) -> dict[str, Any]:
     """Run ``work`` for every batch; the first one is not counted."""
     work(0)
+    split.update(dict.fromkeys(split, 0.0))
     _reset_peak(device)
     seconds = []
     for i in range(1, len(sizes)):
@@ -140,6 +219,7 @@ def _measure(work: Callable[[int], None], sizes: list[int], device: torch.device
         work(i)
         _wait(device)
         seconds.append(time.perf_counter() - begin)
+    split["other"] = sum(seconds) - sum(split.values())
     return {
         "batch_size": sizes[1],
         "batches": len(seconds),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -146,31 +147,42 @@ def sweep(
 @app.command()
 def bench(
     arguments: Arguments = None,
-    steps: Annotated[int, typer.Option(min=1, help="Batches that are timed, per task and phase.")] = 8,
+    steps: Annotated[int | None, typer.Option(min=1, help="Batches that are timed, per task and phase.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure samples per second and peak memory.
+    """Measure samples per second, where a step's time goes, and peak memory.
 
-    Per task of the stream: front end without cache, loading, forward pass, full step. Any task, method and size:
-    avcl bench CONFIG stream.tasks='[avs]' towers.visual.size=full
+    Per task of the stream: front end without cache, loading, forward pass, full step. A configuration, or a task, a method and
+    a size: avcl bench task=ave method=avmoe size=full; avs takes setting=s4|ms3. At full size, weights and data that are not
+    here are replaced by random weights and a small generated world, and a step has one clip (training.batch_size=N).
     """
     from avcl.bench import bench as measure
+    from avcl.bench import named_source
     from avcl_core.running.launch import Console
 
+    added: list[str] = []
+    if any(text.startswith("task=") for text in arguments or []):
+        source, added = named_source(arguments or [])
+    else:
+        source = _source(arguments)
+    full = "size=full" in (arguments or [])
     with console() as shown:
-        found = measure(_source(arguments), steps, Console() if as_json else shown)
+        found = measure(source, steps or (1 if full else 8), Console() if as_json else shown)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps({**found, "added": added}, indent=1))
         return
     print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
+    for text in added:
+        print(f"for measuring: {text}")
     _print_rows(
         {
             "task": row["task"],
             "phase": row["phase"],
             "batch": str(row["batch_size"]),
-            "samples/s": f"{row['samples_per_second']:.1f}",
+            "samples/s": f"{row['samples_per_second']:.4g}",
             "s/batch (min, max)": "{median:.3f} ({min:.3f}, {max:.3f})".format(**row["seconds_per_batch"]),
             "peak MiB": f"{row['peak_memory_bytes'] / 2**20:,.0f}",
+            "split, s": ", ".join(f"{name} {value:.3f}" for name, value in row.get("split", {}).items()),
         }
         for row in found["tasks"]
     )
@@ -195,18 +207,46 @@ def list_(
 
 
 @config_app.command("show")
-def config_show(arguments: Arguments = None) -> None:
-    """Print the complete configuration of a run."""
+def config_show(
+    arguments: Arguments = None,
+    size: Annotated[bool, typer.Option("--size", help="Print parameters, FLOPs and memory instead.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the complete configuration of a run.
+
+    With --size, what it will cost: parameters by owner, FLOPs of a forward pass, memory of the weights. No weights are read;
+    where its data are not here, a small generated world stands in, with its own number of classes.
+    """
     import yaml
 
     from avcl_core.config.run import load_run
 
+    if size:
+        _print_size(arguments, as_json)
+        return
     options, parts = load_run(_source(arguments))
     record = json.loads(options.model_dump_json())
     record["tasks"] = {name: json.loads(task.model_dump_json()) for name, task in parts.tasks.items()}
     for kind in ("model", "method"):
         record[kind] = {"name": record[kind]["name"], **json.loads(getattr(parts, kind).model_dump_json())}
-    print(yaml.safe_dump(record, sort_keys=False), end="")
+    print(json.dumps(record, indent=1) if as_json else yaml.safe_dump(record, sort_keys=False).rstrip("\n"))
+
+
+def _print_size(arguments: list[str] | None, as_json: bool) -> None:
+    from avcl_core.config.load import read
+    from avcl_core.running.preview import size_of_configuration, substitutes
+
+    config, overrides = split_arguments(arguments or [])
+    path = _configuration(config or DEFAULT)
+    added = substitutes(path, overrides)
+    found = size_of_configuration(read(path, [*added, *overrides]))
+    if as_json:
+        print(json.dumps({**found.to_json(), "added": added}, indent=1))
+        return
+    for text in added:
+        print(f"for measuring: {text}")
+    for name, value in found.rows():
+        print(f"{name}: {value}")
 
 
 @app.command()
@@ -228,10 +268,24 @@ def doctor(as_json: AsJson = False) -> None:
 
 def _source(arguments: list[str] | None):
     from avcl_core.config.load import read
-    from avcl_core.config.presets import find_config
 
     config, overrides = split_arguments(arguments or [])
-    return read(find_config(config or DEFAULT, "avcl"), overrides)
+    return read(_configuration(config or DEFAULT), overrides)
+
+
+def _configuration(name: str) -> Path:
+    """Return a configuration file, one that ships with AVCL, or one that ships with a task package."""
+    from avcl_core.config.presets import find_config
+    from avcl_core.errors import ConfigError
+    from avcl_core.plugins import names
+
+    try:
+        return find_config(name, "avcl")
+    except ConfigError:
+        for task in names("task"):
+            with suppress(ConfigError):
+                return find_config(name, f"avcl_{task}")
+        raise
 
 
 def _finish(path: Path | None) -> None:

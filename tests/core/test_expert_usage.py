@@ -123,12 +123,14 @@ def test_ranks_and_batches_make_no_difference():
     assert first.usage(Ranks(second)) == one
     # A rank may have no samples at all.
     assert UsageCounter(GROUPS).usage(Ranks(first, second)) == one
+    assert first.usage(Ranks(second, UsageCounter(GROUPS))) == one
 
 
 def test_rows_may_be_samples_and_names_may_differ_between_sites():
     trace = Trace()
     trace.frames = FRAMES
     trace.put("text", "gates", torch.tensor([[0.25, 0.75], [0.5, 0.5]]))
+    trace.put("clip", "gates", torch.tensor([[0.25, 0.75], [0.5, 0.5]]))  # labels without a place face nobody
     trace.put("audio 0", "gates", torch.ones(6, 1))
     trace.put("audio 0", "saturation", torch.arange(6.0))
     counter = UsageCounter({"a": ("x",), "b": ()})

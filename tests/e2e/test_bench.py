@@ -7,9 +7,12 @@ import sys
 
 import pytest
 
-from avcl.bench import PHASES, bench
+from avcl.bench import PHASES, bench, named_source
 from avcl_core.config.load import read
 from avcl_core.config.presets import find_config
+from avcl_core.config.run import load_run
+from avcl_core.errors import ConfigError
+from avcl_core.running.preview import size_of_configuration, substitutes
 from avcl_core.running.launch import Console
 
 from .conftest import run_folders
@@ -35,11 +38,16 @@ def test_every_task_and_phase_is_measured_with_replay_from_the_tasks_before(over
         (task, phase) for task in ("ave", "avvp") for phase in PHASES
     ]
     for row in found["tasks"]:
-        assert set(row) == KEYS
+        assert set(row) - {"split"} == KEYS
+        assert ("split" in row) == (row["phase"] == "step")
         assert row["batches"] == 2
         assert row["samples_per_second"] > 0
         assert row["peak_memory_bytes"] > 2**20
         assert row["seconds_per_batch"]["min"] <= row["seconds_per_batch"]["median"] <= row["seconds_per_batch"]["max"]
+        for seconds in row.get("split", {}).values():
+            assert seconds > 0
+        if "split" in row:
+            assert sum(row["split"].values()) == pytest.approx(row["batch_size"] / row["samples_per_second"], rel=0.01)
     # One step to warm up and two that count; the second task replays samples of the first.
     assert replayed == [("ave", False)] * 3 + [("avvp", True)] * 3
     assert set(run_folders(overrides)) == before
@@ -54,3 +62,67 @@ def test_the_command_prints_json(overrides: list[str], monkeypatch, capsys: pyte
         main()
     assert end.value.code in (0, None)
     assert {row["task"] for row in json.loads(capsys.readouterr().out)["tasks"]} == {"ave"}
+
+
+def test_a_task_a_method_and_a_size_name_a_configuration(overrides: list[str], tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source, added = named_source(["task=avs", "method=avmoe", "setting=ms3", "size=tiny", "seed=3"])
+    options, parts = load_run(source)
+    assert (options.stream.tasks, options.model["name"], options.seed, added) == (("avs",), "avmoe", 3, [])
+    assert parts.tasks["avs"].setting == "ms3"
+    assert options.towers["visual"].size == "tiny"
+
+    source, added = named_source(["task=ave", "method=avmoe", "size=full", "training.micro_batch=1", "training.lr=1"])
+    options, _ = load_run(source)
+    assert all(tower.size == "full" and tower.random and tower.checkpoint is None for tower in options.towers.values())
+    assert options.data.world is not None
+    assert str(options.data.root) == "data/stand-in"
+    assert (options.training.micro_batch, options.training.lr) == (1, 1.0)
+    assert not any(text.startswith("training.") for text in added)  # who names one of batch and micro-batch means both
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["task=ave"], "method= is missing"),
+        (["task=ave", "method=avmoe", "size=big"], "size=big"),
+        (["task=avs", "method=avmoe"], "avs_avmoe_embedded"),
+        (["task=ave", "method=nothing"], "ave_nothing_embedded"),
+    ],
+)
+def test_what_names_no_configuration_is_refused(arguments: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        named_source(arguments)
+
+
+def test_only_what_nobody_named_is_replaced(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = find_config("supervised", "avcl_ave")
+    named = ["data.root=mine", "towers.audio.checkpoint=mistyped.ckpt"]
+    assert substitutes(path, named) == ["towers.visual.checkpoint=null", "towers.visual.random=true"]
+    weights = tmp_path / "swin.pth"
+    weights.touch()
+    assert substitutes(path, [*named, f"towers.visual.checkpoint={weights}"]) == []
+
+
+def test_sizes_are_told_before_a_run(overrides: list[str]) -> None:
+    from avcl_core.running.assemble import assemble, describe
+    from avcl_core.running.launch import launch_fabric
+
+    source = read(find_config("embedded", "avcl"), overrides)
+    options, parts = load_run(source)
+    assembly = assemble(options, parts, *launch_fabric(options))
+    said = dict(describe(assembly))
+    size = size_of_configuration(source)
+    assert size.uncounted == ""
+    assert dict(size.rows()).items() <= said.items()
+    method = assembly.build()
+    for experience in assembly.stream.experiences:
+        method.model.grow(experience)
+    assert size.total == sum(parameter.numel() for parameter in method.model.parameters())
+    assert size.trainable == size.total - sum(size.frozen.values())
+    # One session learns what is shared and one head, never both heads.
+    heads = [count for owner, count in size.owners.items() if owner.startswith("head:")]
+    assert size.peak_trained == size.trainable - min(heads)
+    assert [record.task for record in size.forward] == list(options.stream.tasks)
+    json.dumps(size.to_json())

@@ -24,8 +24,11 @@ def preset_folder(package: str) -> Path:
     raise ConfigError(f"package {package} ships no configurations below {inside}")
 
 
-def find_config(given: str, package: str) -> Path:
+def find_config(given: str, package: str, kind: str = "runs") -> Path:
     """Return a configuration file: a path, or the name of one that ships with ``package``.
+
+    Args:
+        kind: the folder of ``configs`` that a name without folder means, where several have it.
 
     Raises:
         ConfigError: there is neither; the message names the nearest shipped one.
@@ -35,7 +38,8 @@ def find_config(given: str, package: str) -> Path:
         return path
     folder = preset_folder(package)
     shipped = {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.yaml"))}
-    by_stem = {name.rpartition("/")[2]: p for name, p in shipped.items()}
+    last = sorted(shipped, key=lambda name: name.startswith(f"{kind}/"))
+    by_stem = {name.rpartition("/")[2]: shipped[name] for name in last}
     for table in (shipped, by_stem):
         if given in table:
             return table[given]

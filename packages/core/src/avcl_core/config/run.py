@@ -145,6 +145,7 @@ class RunOptions(Options):
         model, method: ``name`` of the plug-in, and its own options.
         modalities: what the run sees; in place of another one the model puts its stand-in (silence, the mean image). A control.
         init: task → another run (or one of its checkpoints) whose head its head starts from.
+        label: what a table calls runs of this configuration (a variant of a sweep plan); results do not depend on it.
         seed: coordinate of every draw.
         workers: loader processes; results do not depend on it.
         threads: CPU threads per process; ``null`` for torch's choice. Bits depend on it.
@@ -161,6 +162,7 @@ class RunOptions(Options):
     fabric: FabricOptions = FabricOptions()
     modalities: tuple[Modality, ...] = ("visual", "audio")
     init: dict[str, Path] = Field(default_factory=dict)
+    label: str | None = Field(default=None, min_length=1)
     seed: NonNegativeInt = 0
     workers: NonNegativeInt = 0
     threads: PositiveInt | None = None
@@ -173,10 +175,11 @@ class RunOptions(Options):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that results depend on: not workers, places or commit intervals (data have digests of their own)."""
+        """SHA-256 of everything that results depend on: not workers, places, label or commit intervals (data have digests of their own)."""
         places: Any = {
             "workers": True,
             "runs": True,
+            "label": True,
             "init": True,
             "data": {"root": True, "world": {"images", "sounds", "folder"}},
             "towers": {name: {"checkpoint"} for name in self.towers},

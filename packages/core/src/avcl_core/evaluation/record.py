@@ -79,6 +79,7 @@ class _Run(_Line):
     method: str
     model: str
     seed: int
+    label: str | None = None
     command: str | list[str] = ""
     notes: list[str] = []
     skipped: list[Skipped] = []
@@ -100,6 +101,7 @@ class RunRecord:
         owned: the ownership table.
         notes: lines that stand beside the scores (split overlaps, repaired records).
         skipped: samples that were left out.
+        label: what tables call it, where it was given a name (a variant of a sweep plan).
         command: the command that started the run; ``config``: the whole configuration as YAML text.
     """
 
@@ -117,6 +119,7 @@ class RunRecord:
     owned: tuple[OwnedTensor, ...] = ()
     notes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    label: str | None = None
     command: str = ""
     config: str = ""
 
@@ -179,6 +182,7 @@ class RunRecord:
             owned=tuple(_parse(OwnedTensor, row, f"{owned_file} entry {n}") for n, row in enumerate(owned)),
             notes=tuple(dict.fromkeys(run.notes)),
             skipped=tuple(run.skipped),
+            label=run.label,
             command=run.command if isinstance(run.command, str) else shlex.join(run.command),
             config=_text(run_folder / "config.yaml"),
         )

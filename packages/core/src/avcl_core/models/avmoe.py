@@ -16,6 +16,7 @@ from avcl_core.config.options import Options
 from avcl_core.errors import ConfigError
 from avcl_core.features import Features
 from avcl_core.models.base import Model, Requires
+from avcl_core.models.kept import Kept
 from avcl_core.moe.adapter import MoeAdapter, Routing
 from avcl_core.moe.experts import ExpertShape, UniAttention
 from avcl_core.moe.router import balance
@@ -130,6 +131,7 @@ class AvMoe(Model):
 
     def __init__(self, towers: Mapping[str, Tower], tasks: Mapping[str, Task], options: AvMoeOptions) -> None:
         super().__init__(towers, tasks, options)
+        self.kept = Kept(options.cache_mib * 2**20)
         self.labels: list[str] = []
         walk = self.walks[0]
         shapes = walk.shapes()

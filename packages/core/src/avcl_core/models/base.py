@@ -14,6 +14,7 @@ from avcl_core.collective import Collective
 from avcl_core.config.options import Options
 from avcl_core.errors import ConfigError
 from avcl_core.features import Features, FeatureSpec
+from avcl_core.models.kept import Kept
 from avcl_core.ownership import own
 from avcl_core.sites import Bank, Settling
 from avcl_core.stream import Experience, Stream
@@ -87,6 +88,7 @@ class Model(nn.Module):
         self.parts = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         self.walks = self.make_walks()
+        self.kept = Kept(0)  # a model whose options allow it memory replaces this
         self.slots: list[str] = []
 
     def make_walks(self) -> tuple[DualStream, ...]:
@@ -245,18 +247,18 @@ class Model(nn.Module):
             stages.update({n: tuple(_clips(v, frames) for v in values) for n, values in found.stages.items()})
         return Features(final, stages, self._plain(batch))
 
+    def plain_walk(self, modality: str) -> DualStream:
+        """Return the walk of a tower alone, without sites, for the inputs that a task wants plain."""
+        return DualStream.solo(modality, dict(self._towers())[modality])
+
     def _plain(self, batch: Batch) -> dict[str, Tensor]:
         """Return input → final tokens of the plain tower ``[b, T, N, C]`` for the inputs that the task wants so."""
-        found = {}
-        towers = dict(self._towers())
+        found, towers = {}, dict(self._towers())
         for name, modality in self.tasks[batch.task].plain.items():
             if modality in towers and name in batch.inputs:
-                tower, value = towers[modality], self.given(batch, name, modality)
-                with torch.no_grad():
-                    walk = DualStream.solo(modality, tower)
-                    tokens, aux = tower.embed(value.flatten(0, 1))
-                    features = walk.walk({modality: tokens}, {modality: aux}, {}, Ctx())
-                found[name] = _clips(features.final[modality], value.shape[1])
+                value = self.given(batch, name, modality)
+                plain = self.kept.features(self.plain_walk(modality), value.flatten(0, 1), stages=False)
+                found[name] = plain.final[modality].unflatten(0, value.shape[:2])
         return found
 
     def read(self, features: Features, batch: Batch, ctx: Ctx) -> Outputs:

@@ -67,12 +67,6 @@ class Frozen(Model):
             stages[name] = tuple(part.unflatten(0, value.shape[:2]) for part in found.stages[name])
         return Features(final, stages, self._plain(batch))
 
-    def _plain(self, batch: Batch) -> dict[str, Tensor]:
-        walks = {name: walk for walk in self.walks for name in walk.towers}
-        found = {}
-        for name, modality in self.tasks[batch.task].plain.items():
-            if modality in walks and name in batch.inputs:
-                value = self.given(batch, name, modality)
-                plain = self.kept.features(walks[modality], value.flatten(0, 1), stages=False)
-                found[name] = plain.final[modality].unflatten(0, value.shape[:2])
-        return found
+    def plain_walk(self, modality: str) -> DualStream:
+        """Return the tower's own walk, so that plain inputs and the sample's are read alike."""
+        return next(walk for walk in self.walks if modality in walk.towers)

@@ -211,6 +211,7 @@ def _create(assembly: Assembly, command: Sequence[str], collective: Collective) 
         "status": "running",
         "method": method,
         "model": model,
+        "label": options.label,
         "seed": options.seed,
         "command": list(command),
         "cwd": str(Path.cwd()),
