@@ -212,6 +212,21 @@ def test_motion_of_a_missing_visual_modality_is_not_seen(name):
         assert same == [False, True, False]
 
 
+def test_motion_of_single_seconds_without_vision_is_not_seen():
+    segments = randomised(SegmentFeatures(SMALL, 8, motion=True))
+    found, batch = sample(SMALL)
+    present = torch.ones(3, 10, dtype=torch.bool)
+    present[0, 4] = present[2, 0] = False
+    motion = batch.inputs["motion"]
+
+    def seen(motion: Tensor) -> Tensor:
+        return segments(found, Batch("avvp", batch.keys, {"motion": motion}, present={"visual": present}))[1]
+
+    as_given, other = seen(motion), seen(motion + 1)
+    assert torch.equal(as_given[~present], other[~present])
+    assert (as_given[present] != other[present]).any(1).all()
+
+
 @pytest.mark.parametrize("tower", ["visual", "audio"])
 def test_motion_needs_a_visual_tower(tower):
     spec = FeatureSpec({tower: SMALL.final[tower]}, {})
