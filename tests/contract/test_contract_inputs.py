@@ -231,6 +231,7 @@ def test_kept_features_are_those_of_the_plain_walk_and_do_not_depend_on_the_batc
         )
         assert torch.allclose(found.plain["negative"], expected.plain["negative"], atol=1e-5)
     assert not once.final["visual"].requires_grad
+    assert bool(len(model.kept)) == bool(cache_mib)
     fresh, *_ = frozen_model(cache_mib)
     alone = fresh.features(loader.load(Request(experience, "train", keys[2:], (0, "augment"))), Ctx())
     assert torch.equal(alone.final["visual"][0], once.final["visual"][2])
