@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from avcl_core.clipnorm import ClipNorm
 from avcl_core.collective import Collective
 from avcl_core.moe import mixture_from_arrays
 from avcl_core.moe.adapter import MoeAdapter
 from avcl_core.moe.align import Align
-from avcl_core.clipnorm import ClipNorm
 from avcl_core.moe.experts import Expert, ExpertShape, transposed_attention
 from avcl_core.walk import Ctx
 
