@@ -79,6 +79,21 @@ def test_the_entry_is_what_the_final_model_tells(finished):
     )
 
 
+def test_groups_hold_the_samples_that_the_task_puts_there(finished):
+    toy, trainer, folder, _ = finished
+    experience, found = toy.stream.experiences[0], {}
+    for batch in trainer.loader.batches(experience, "test", 1):
+        trace = Trace()
+        trainer.method.predict(batch.question(False), trace)
+        gates = torch.cat([v["gates"] for site, v in trace.observed.items() if site.startswith("visual")])
+        found.setdefault(f"class {int(batch.targets['class'])}", []).append(gates)
+    groups = json.loads(usage_file(folder).read_text())["labels0"]["classes0"]["groups"]
+    assert len(groups) > 1
+    assert {name: g["samples"] for name, g in groups.items()} == {name: len(rows) for name, rows in found.items()}
+    for name, rows in found.items():
+        assert groups[name]["total"]["visual"]["gates"] == pytest.approx(torch.cat(rows).mean(0).tolist(), rel=1e-4)
+
+
 def test_nobody_listens_but_at_tests(finished):
     toy, trainer, _, _ = finished
     heard = trainer.method.heard

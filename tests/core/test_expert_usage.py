@@ -241,6 +241,9 @@ def test_the_file_comes_back_and_an_entry_is_replaced(tmp_path):
     once = path.read_bytes()
     add_usage(path, "one", "t", usage)
     assert path.read_bytes() == once
+    add_usage(path, "one", "t", {**usage, "samples": 8})
+    assert read_usage(path)["one"]["t"].samples == 8
+    add_usage(path, "one", "t", usage)
     assert json.loads(once) == {"one": {"t": usage}, "two": {"t": usage}}
     entry = read_usage(path)["two"]["t"]
     assert entry.sites["audio 0 0 attn"].gates == usage["sites"]["audio 0 0 attn"]["gates"]
