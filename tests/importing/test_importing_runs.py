@@ -225,6 +225,8 @@ def test_refused_import_leaves_nothing(place: Path, file: Path, tmp_path: Path) 
     with pytest.raises(DataError, match="no prepared data"):
         import_run(file, tmp_path / "run", "ave", [f"data.root={tmp_path}", "data.world=null"])
     assert not (tmp_path / "run").exists()
+    with pytest.raises(IntegrityError, match="no such file"):
+        import_run(tmp_path / "nothing.pt", tmp_path / "run", "ave")
     with pytest.raises(ConfigError, match=r"stream\.tasks"):
         import_run(file, tmp_path / "run", "ave", ["stream.tasks=[ave, avvp]"])
     with pytest.raises(IntegrityError, match=r"towers\.visual\.name"):

@@ -19,7 +19,7 @@ from avcl_core.collective import current
 from avcl_core.config.load import Source, read
 from avcl_core.config.presets import find_config
 from avcl_core.config.run import RunOptions, load_run
-from avcl_core.errors import ConfigError
+from avcl_core.errors import ConfigError, IntegrityError
 from avcl_core.evaluation.matrix import ResultMatrix
 from avcl_core.importing.adapters import Adapters, has_routers, infer, is_adapter
 from avcl_core.importing.foreign import Foreign, read_foreign
@@ -93,6 +93,8 @@ def import_run(
         IntegrityError: the file does not fit, named by its key; or data or weights are missing.
     """
     about = published(kind)
+    if not file.is_file():
+        raise IntegrityError(f"{file}: no such file; expected a checkpoint to import")
     for text in overrides:
         if text.partition("=")[0].split(".")[0] in ("model", "init"):
             raise ConfigError(f"override {text!r}: the checkpoint says what the model is; leave it out")
