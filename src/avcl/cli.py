@@ -135,13 +135,45 @@ def compare(runs: Annotated[list[Path], typer.Argument(metavar="RUN...")]) -> No
 def sweep(
     arguments: Arguments = None,
     method: Annotated[list[str] | None, typer.Option(help="Method; repeat for several.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Seed; repeat for several.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed; repeat for several. Instead of a plan's.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Of a plan: runs at a time, as processes of their own.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Of a plan: list what would run and what is done.")
+    ] = False,
+    table: Annotated[bool, typer.Option("--table", help="Of a plan: the table of what is done; run nothing.")] = False,
 ) -> None:
-    """Run several methods and seeds, then compare them."""
-    from avcl.sweep import sweep as many
+    """Run a plan of experiments, or several methods and seeds of one configuration, and compare them.
+
+    A plan (avcl sweep avmoe) is a file with configs, variants and seeds. Runs that are done are not repeated and stopped ones
+    go on, so the same command continues a sweep after anything. It ends with table.md, table.json and report.html in
+    RUNS/PLAN. key=value holds for all its runs. The other form: avcl sweep CONFIG --method er --method lwf --seed 0 --seed 1.
+    """
+    from avcl import sweep as sweeps
+    from avcl.sweep_plan import find_plan, is_plan, load_sweep
+    from avcl_core.config.load import read
+    from avcl_core.errors import ConfigError
 
     config, overrides = split_arguments(arguments or [])
-    compare(many(config or DEFAULT, overrides, method or [], seed or []))
+    path = find_plan(config or DEFAULT)
+    if not is_plan(read(path)):
+        if jobs > 1 or dry_run or table:
+            raise ConfigError(
+                f"sweep {config or DEFAULT}: --jobs, --dry-run and --table are for a plan; this is one configuration"
+            )
+        compare(sweeps.sweep(str(path), overrides, method or [], seed or []))
+        return
+    if method:
+        raise ConfigError(f"sweep {config}: --method is for one configuration; a plan names methods in its variants")
+    sweep = load_sweep(path, overrides, seed or [])
+    if dry_run:
+        found = sweep.find()
+        _print_rows(sweeps.overview(sweep, found))
+        states = [found[run].state for run in sweep.todo]
+        print(f"{len(states)} runs: " + ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states)))
+    elif table:
+        sweeps.show_table(sweep)
+    else:
+        sweeps.run_sweep(sweep, jobs)
 
 
 @app.command()

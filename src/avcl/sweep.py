@@ -1,15 +1,17 @@
-"""Many runs of one configuration: methods × seeds, one after the other."""
+"""Many runs: a plan of configurations × variants × seeds that goes on where it stopped, or methods × seeds of one configuration."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from avcl.sweep_plan import Found, Planned, Sweep
 from avcl_core.config.load import read
 from avcl_core.config.presets import find_config
 from avcl_core.config.run import load_run
-from avcl_core.errors import ConfigError
+from avcl_core.errors import ConfigError, RunError
 
 
 def combinations(overrides: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[list[str]]:
@@ -46,3 +48,55 @@ def _run(path: Path, overrides: Sequence[str]) -> Path | None:
     if run is not None:
         render([run])
     return run
+
+
+def run_sweep(sweep: Sweep, jobs: int) -> None:
+    """Run what is not done of a plan, ``jobs`` runs at a time, then write and print its table.
+
+    Raises:
+        Stopped: on SIGTERM or SIGINT, after the current runs have stopped at a safe point.
+        RunError: runs failed (the others are done), or another process is working on the plan.
+    """
+    from avcl.sweep_jobs import run_jobs
+    from avcl_core.running.lock import only_writer
+
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    with only_writer(sweep.folder):
+        found = sweep.find()
+        todo = [(run, found[run]) for run in sweep.todo if found[run].state != "done"]
+        print(f"plan {sweep.name}: {len(sweep.todo)} runs, {len(sweep.todo) - len(todo)} done", flush=True)
+        failures = run_jobs(todo, jobs, lambda line: print(line, flush=True))
+        show_table(sweep)
+    for failure in failures:
+        print(f"failed: {failure.run.title}: {failure.error}", file=sys.stderr)
+    if failures:
+        raise RunError(
+            f"sweep {sweep.name}: {len(failures)} of {len(sweep.todo)} runs failed; the same command tries them again"
+        )
+
+
+def show_table(sweep: Sweep) -> None:
+    """Write and print the table of what is done, and write the comparison report beside it."""
+    from avcl.report.page import render_comparison
+    from avcl.sweep_table import write_tables
+
+    found = sweep.find()
+    print(write_tables(sweep, found))
+    print(f"table {sweep.folder / 'table.md'}", flush=True)
+    done = [folder for run in sweep.todo if found[run].state == "done" and (folder := found[run].folder) is not None]
+    if done:
+        print(f"report {render_comparison(done, sweep.folder / 'report.html')}", flush=True)
+
+
+def overview(sweep: Sweep, found: Mapping[Planned, Found]) -> list[dict[str, str]]:
+    """Return one row per run of a plan: what it is, and what there is of it."""
+    return [
+        {
+            "config": run.config,
+            "variant": run.variant,
+            "seed": str(run.seed),
+            "state": found[run].state if run.label == run.variant else f"same run as {run.label}",
+            "run": str(found[run].folder or ""),
+        }
+        for run in sweep.runs
+    ]

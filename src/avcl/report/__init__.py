@@ -39,11 +39,14 @@ def render(run_folders: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def compare(run_folders: Sequence[Path]) -> Comparison:
-    """Group runs by (stream, method, model) and return mean ± std over seeds for every test set.
+    """Group runs by problem, method, model and label and return mean ± std over seeds for every test set.
+
+    A problem is a stream and the setting of its tasks; a label is what a sweep plan calls a variant. Runs of one row at one seed that
+    differ in their configuration become rows of their own.
 
     Raises:
         ConfigError: the runs mix protocols, or runs of one stream differ in task id, test sets, metrics or (at one
-            seed) in their samples, or a seed occurs twice in a group.
+            seed) in their samples, or a run is there twice.
         IntegrityError: a file of a run folder is missing or malformed.
     """
     from avcl.report.comparison import compare as compare_runs

@@ -1,19 +1,18 @@
-"""Several runs side by side: mean ± std over seeds by (stream, method, model), with ties called ties."""
+"""Several runs side by side: mean ± std over seeds by problem, method, model and label, with ties called ties."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
+from avcl.report.comparison_groups import Member, differing, member, members_of, problem_names, titles_of
 from avcl_core.errors import ConfigError
-from avcl_core.evaluation.record import RunRecord
-from avcl_core.evaluation.summary import Definition, Summary, TestSummary, summarise
+from avcl_core.evaluation.summary import Definition, Summary, TestSummary
 from avcl_core.evaluation.table import DASH, format_score
 
 Label = Literal["", "best", "tie", "unranked"]
@@ -63,13 +62,16 @@ class Entry:
 class Group:
     """Runs that differ in their seed alone.
 
-    ``title`` is the method, with the model where the stream's runs have several; ``reference``: joint training or a
-    model per experience, which is not continual.
+    Attributes:
+        title: the variant where all groups have one of their own; else the method, with what else tells groups apart.
+        variant: label of the runs, and options by which groups of one label, method and model differ.
+        reference: joint training or a model per experience, which is not continual.
     """
 
     title: str
     method: str
     model: str
+    variant: str
     runs: tuple[Summary, ...]
     reference: bool
     final: tuple[Entry, ...]
@@ -80,7 +82,7 @@ class Group:
 
 @dataclass(frozen=True)
 class StreamComparison:
-    """All groups of one stream; ``gaps``: reference title → group title → mean difference per test set."""
+    """All groups of one stream and setting; ``gaps``: reference title → group title → mean difference per test set."""
 
     name: str
     task_id: str
@@ -92,6 +94,11 @@ class StreamComparison:
     definitions: tuple[Definition, ...]
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @property
+    def variants(self) -> bool:
+        """Whether any group has a variant to show."""
+        return any(group.variant for group in self.groups)
 
     def best_control(self, column: int) -> float | None:
         """Return the mean score of the best trivial predictor of a test set."""
@@ -109,17 +116,6 @@ class Comparison:
     legend: str = LEGEND
 
 
-@dataclass(frozen=True)
-class _Run:
-    folder: Path
-    record: RunRecord
-    summary: Summary
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.summary.method, self.summary.model
-
-
 def pooled_standard_error(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Return sqrt(s² (1/n + 1/m)) with the pooled variance s² of both samples; None if neither has two values."""
     n, m = len(a), len(b)
@@ -131,21 +127,15 @@ def pooled_standard_error(a: Sequence[float], b: Sequence[float]) -> float | Non
 
 def compare(run_folders: Sequence[Path]) -> Comparison:
     """Group and compare runs; see :func:`avcl.report.compare`."""
-    runs = []
-    for folder in run_folders:
-        record = RunRecord.load(folder)
-        runs.append(_Run(folder, record, summarise(record)))
+    runs = [member(folder) for folder in run_folders]
     if not runs:
         raise ConfigError("no run folder is given; name at least one")
     _one(runs, "protocol", lambda run: run.summary.protocol, "a comparison reads one protocol: compare them separately")
-    by_stream: dict[str, list[_Run]] = {}
-    for run in runs:
-        by_stream.setdefault(run.summary.stream, []).append(run)
-    streams = tuple(_stream(name, members) for name, members in sorted(by_stream.items()))
+    streams = tuple(_stream(name, members) for name, members in sorted(problem_names(runs).items()))
     return Comparison(runs[0].summary.protocol, len(runs), streams)
 
 
-def _one(runs: Iterable[_Run], what: str, value: Callable[[_Run], Any], advice: str) -> None:
+def _one(runs: Iterable[Member], what: str, value: Callable[[Member], Any], advice: str) -> None:
     """Raise ConfigError unless ``value`` is the same for all runs; the message names one run of each value."""
     found: dict[Any, str] = {}
     for run in runs:
@@ -155,7 +145,7 @@ def _one(runs: Iterable[_Run], what: str, value: Callable[[_Run], Any], advice: 
         raise ConfigError(f"runs mix {what}: {listed}; {advice}")
 
 
-def _stream(name: str, runs: list[_Run]) -> StreamComparison:
+def _stream(name: str, runs: list[Member]) -> StreamComparison:
     here = f"in stream {name}"
     _one(runs, f"task ids {here}", lambda run: run.summary.task_id, "given and hidden task ids are different problems")
     _one(runs, f"test sets {here}", _columns, "they share no result table")
@@ -170,30 +160,23 @@ def _stream(name: str, runs: list[_Run]) -> StreamComparison:
         notes.append(
             "Order or samples of the stream differ between seeds; at each seed they are the same for all methods."
         )
-    members: dict[tuple[str, str], list[_Run]] = {}
-    for run in sorted(runs, key=lambda run: (run.key, run.summary.seed)):
-        members.setdefault(run.key, []).append(run)
-    for (method, model), group in members.items():
+    members = members_of(runs)
+    for key, group in members.items():
         seeds = [run.summary.seed for run in group]
         repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})
         if repeated:
             folders = ", ".join(run.folder.name for run in group if run.summary.seed in repeated)
-            raise ConfigError(
-                f"seed {repeated[0]} of {method} · {model} {here} is there twice ({folders}); name one of them"
-            )
-        _one(
-            group, f"settings of {method} · {model} {here}", lambda run: run.summary.setting, "finish or leave out some"
-        )
-        differing = _differing([run.record.config for run in group])
-        if differing:
-            notes.append(
-                f"{method} · {model}: its runs differ in {', '.join(differing)}; their mean mixes configurations."
-            )
+            raise ConfigError(f"seed {repeated[0]} of {key.name} {here} is there twice ({folders}); name one of them")
+        _one(group, f"settings of {key.name} {here}", lambda run: run.summary.setting, "finish or leave out some")
+        mixed = differing([run.config for run in group])
+        if mixed:
+            notes.append(f"{key.name}: its runs differ in {', '.join(mixed)}; their mean mixes configurations.")
     reference = {key: group[0].summary.setting in ("joint", "separate") for key, group in members.items()}
     keys = sorted(members, key=lambda key: (reference[key], key))
-    models = {model for _, model in keys}
-    titles = {key: key[0] if len(models) == 1 else " · ".join(key) for key in keys}
-    groups = _label([_group(titles[key], [run.summary for run in members[key]], reference[key]) for key in keys])
+    titles = titles_of(keys)
+    groups = _label(
+        [_group(titles[key], key.variant, [run.summary for run in members[key]], reference[key]) for key in keys]
+    )
     first = runs[0].summary
     tests = tuple(max((_test(run.summary, t.name) for run in runs), key=lambda t: bool(t.values)) for t in first.tests)
     names = list(dict.fromkeys(control for run in runs for test in run.summary.tests for control in test.controls))
@@ -214,11 +197,11 @@ def _stream(name: str, runs: list[_Run]) -> StreamComparison:
     )
 
 
-def _columns(run: _Run) -> tuple[str, ...]:
+def _columns(run: Member) -> tuple[str, ...]:
     return tuple(test.name for test in run.summary.tests)
 
 
-def _digest(run: _Run) -> str:
+def _digest(run: Member) -> str:
     return run.summary.digest[:12]
 
 
@@ -232,7 +215,7 @@ def _entry(values: Iterable[float | None], ideal: float) -> Entry:
     return Entry(statistic, statistic.format(ideal))
 
 
-def _controls(control: str, runs: Sequence[_Run], tests: Sequence[TestSummary]) -> tuple[Entry, ...]:
+def _controls(control: str, runs: Sequence[Member], tests: Sequence[TestSummary]) -> tuple[Entry, ...]:
     """One value per seed, the mean over its runs: trivial predictors agree there, shuffled predictions are a method's own."""
     entries = []
     for test in tests:
@@ -245,7 +228,7 @@ def _controls(control: str, runs: Sequence[_Run], tests: Sequence[TestSummary]) 
     return tuple(entries)
 
 
-def _group(title: str, runs: Sequence[Summary], reference: bool) -> Group:
+def _group(title: str, variant: str, runs: Sequence[Summary], reference: bool) -> Group:
     def over(pick: Callable[[TestSummary], float | None], scale: float | None = None) -> tuple[Entry, ...]:
         return tuple(
             _entry((pick(run.tests[column]) for run in runs), runs[0].tests[column].ideal if scale is None else scale)
@@ -257,6 +240,7 @@ def _group(title: str, runs: Sequence[Summary], reference: bool) -> Group:
         title=title,
         method=runs[0].method,
         model=runs[0].model,
+        variant=variant,
         runs=tuple(runs),
         reference=reference,
         final=over(lambda test: test.final.value),
@@ -310,19 +294,3 @@ def _gaps(groups: Sequence[Group], tests: Sequence[TestSummary]) -> dict[str, di
 def _signed(value: float, ideal: float) -> str:
     text = format_score(value, ideal)
     return text.replace("-", "−") if value < 0 else f"+{text}"
-
-
-def _differing(configs: Sequence[str]) -> list[str]:
-    """Return the dotted keys in which configurations differ, seeds left out."""
-    flat = [_flatten(yaml.safe_load(text) or {}) for text in configs]
-    keys = dict.fromkeys(key for entries in flat for key in entries)
-    return [k for k in keys if k.split(".")[-1] != "seed" and len({repr(entries.get(k)) for entries in flat}) > 1]
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    entries: dict[str, Any] = {}
-    for key, inner in value.items():
-        entries.update(_flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
-    return entries

@@ -58,14 +58,15 @@ def format_comparison_tables(comparison: Comparison) -> list[Table]:
         table = Table(
             title=_plain(f"{stream.name} · protocol {comparison.protocol}"), box=box.SIMPLE_HEAD, title_justify="left"
         )
-        table.add_column("method", overflow="fold")
-        table.add_column("model", overflow="fold")
+        for column in ("variant",) * stream.variants + ("method", "model"):
+            table.add_column(column, overflow="fold")
         table.add_column("seeds", justify="right")
         for test in stream.tests:
             table.add_column(_plain(f"{test.name}\n{test.primary}"), justify="right")
         for group in stream.groups:
             cells = [f"{entry.text} {entry.label}".strip() for entry in group.final]
-            table.add_row(*(_plain(cell) for cell in (group.method, group.model, str(len(group.runs)), *cells)))
+            names = (group.variant,) * stream.variants + (group.method, group.model, str(len(group.runs)))
+            table.add_row(*(_plain(cell) for cell in (*names, *cells)))
         table.caption = _plain(comparison.legend)
         table.caption_justify = "left"
         tables.append(table)

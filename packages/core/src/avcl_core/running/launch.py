@@ -131,6 +131,13 @@ class Restored:
     row: str
     tests: tuple[TestSet, ...]
 
+    @property
+    def when(self) -> str:
+        """Where in the stream the commit was made: ``before``, ``during`` or ``after`` an experience."""
+        at = self.trainer.at
+        word = "during" if at.phase == "train" else "before" if at.phase == "before" and at.session == 0 else "after"
+        return f"{word} {self.row}"
+
     def evaluate(self, test: TestSet, split: str | None, matrix: ResultMatrix | None) -> Tested:
         """Evaluate one test set (or another split of its experience), beside what ``matrix`` has for the same row."""
         experience = self.assembly.stream.experience(test.experience)

@@ -1,0 +1,282 @@
+"""A sweep plan: a table of experiments (configurations × variants × seeds), and which of its runs exist already."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, field_validator
+
+from avcl_core.config.load import COMPONENT_NAMES, Source, read, validate
+from avcl_core.config.options import Options
+from avcl_core.config.presets import find_config, preset_folder
+from avcl_core.config.run import RunOptions, load_run, paths_below
+from avcl_core.errors import AvclError, ConfigError, nearest
+from avcl_core.plugins import GROUPS
+
+State = Literal["done", "stopped", "failed", "to run"]
+
+PLAN_KEYS = ("title", "configs", "variants", "seeds", "overrides")
+OWN = {"seed": "seeds", "label": "variants"}
+"""Keys of a run that a plan sets itself, and where."""
+
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+
+
+class Plan(Options):
+    """The file of a plan.
+
+    Attributes:
+        title: heading of its table.
+        configs: ``<package>/<name>`` for a configuration of a task package (``ave/embedded``), a path below ``configs/`` for one
+            of avcl's own (``runs/embedded``), or a file.
+        variants: name → overrides, in the order of the table; the others are compared with the first.
+        seeds: seeds of every variant.
+        overrides: for all runs; a variant's come after them.
+    """
+
+    title: str = Field(min_length=1)
+    configs: Names
+    variants: dict[Annotated[str, Field(min_length=1)], tuple[str, ...]] = Field(min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    overrides: tuple[str, ...] = ()
+
+    @field_validator("configs", "seeds")
+    @classmethod
+    def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        twice = [value for value, count in Counter(values).items() if count > 1]
+        if twice:
+            raise ValueError(f"{twice[0]!r} is there twice; remove one")
+        return values
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a plan.
+
+    Attributes:
+        config: the name that the plan gives; ``path``: its file.
+        overrides: everything that is laid over it, seed and label included.
+        label: what the run is called: the first variant with the same configuration.
+        options: the validated configuration.
+    """
+
+    config: str
+    path: Path
+    variant: str
+    seed: int
+    overrides: tuple[str, ...]
+    label: str
+    options: RunOptions = field(compare=False)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Label and configuration digest (the seed is in it): runs with the same key are the same run."""
+        return self.label, self.options.digest
+
+    @property
+    def title(self) -> str:
+        """What messages call the run."""
+        return f"{self.config} · {self.variant} · seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of a planned run."""
+
+    state: State
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A validated plan with all its runs, in the order in which they run. Variants may share a run (``Planned.key``)."""
+
+    name: str
+    plan: Plan
+    runs: tuple[Planned, ...]
+
+    @property
+    def root(self) -> Path:
+        """The folder of the run folders."""
+        return self.runs[0].options.runs
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the plan's table and report."""
+        return self.root / self.name
+
+    @property
+    def todo(self) -> tuple[Planned, ...]:
+        """The runs without those that another variant's run stands for."""
+        return tuple({run.key: run for run in reversed(self.runs)}.values())[::-1]
+
+    def find(self) -> dict[Planned, Found]:
+        """Return what there is of every run, by what the run folders say."""
+        index: dict[tuple[str, str], list[tuple[Path, dict[str, Any]]]] = {}
+        for path in sorted(self.root.glob("*/*/*/run.json")):
+            record = _record(path)
+            if record is not None:
+                index.setdefault((record["label"], record["digests"]["configuration"]), []).append(
+                    (path.parent, record)
+                )
+        here, found = Path.cwd(), {}
+        for run in self.runs:
+            places = _places(paths_below(run.options, here))
+            same = [entry for entry in index.get(run.key, []) if _same_places(*entry, places)]
+            # Several: what is done comes first, then the newest.
+            best = max(same, key=lambda entry: (entry[1]["status"] == "done", entry[0].name), default=None)
+            found[run] = Found("to run") if best is None else Found(_state(best[1]["status"]), best[0])
+        return found
+
+
+def is_plan(source: Source) -> bool:
+    """Whether a configuration is a sweep plan rather than a run."""
+    return bool({"configs", "variants", "seeds"} & source.tree.keys())
+
+
+def find_plan(name: str) -> Path:
+    """Return a file, a shipped plan, or another shipped configuration of that name."""
+    return find_config(name, "avcl", kind="sweeps")
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = (), seeds: Sequence[int] = ()) -> Sweep:
+    """Read a plan and validate every run of it.
+
+    Args:
+        overrides: for all runs, after those of the plan.
+        seeds: instead of the plan's.
+
+    Raises:
+        ConfigError: the plan, a configuration that it names or one of its runs is not valid; with file, line and nearest name.
+    """
+    source = read(path)
+    plan = validate(Plan, source)
+    if seeds:
+        plan = validate(Plan, source, {**source.tree, "seeds": list(seeds)})
+    general = (*plan.overrides, *overrides)
+    _refuse_own(general, f"{source.place(('overrides',))}: overrides" if plan.overrides else "sweep")
+    for variant, given in plan.variants.items():
+        _refuse_own(given, f"{source.place(('variants', variant))}: variants.{variant}", also=("runs",))
+    runs: list[Planned] = []
+    for config in plan.configs:
+        file = _configuration(config, source)
+        labels: dict[str, str] = {}
+        for variant, given in plan.variants.items():
+            for seed in plan.seeds:
+                where = f"{source.place(('variants', variant))}: {config}, variant {variant!r}"
+                runs.append(_planned(config, file, variant, (general, given), seed, labels, where))
+    _one(runs, "runs", lambda run: str(run.options.runs), "a plan has one folder of runs; give runs=FOLDER")
+    _one(runs, "stream.protocol", lambda run: run.options.stream.protocol, "a table compares runs of one protocol")
+    return Sweep(path.stem, plan, tuple(runs))
+
+
+def _planned(
+    config: str,
+    file: Path,
+    variant: str,
+    layers: tuple[Sequence[str], Sequence[str]],
+    seed: int,
+    labels: dict[str, str],
+    where: str,
+) -> Planned:
+    """Validate one run; ``labels``: configuration digest → the first variant that has it."""
+    try:
+        overrides = (*_without_replaced(file, *layers), *layers[1], f"seed={seed}")
+        options, _ = load_run(read(file, overrides))
+        label = labels.setdefault(options.digest, variant)
+        overrides = (*overrides, f"label={json.dumps(label, ensure_ascii=False)}")
+        options, _ = load_run(read(file, overrides))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return Planned(config, file, variant, seed, overrides, label, options)
+
+
+def _without_replaced(file: Path, general: Sequence[str], own: Sequence[str]) -> list[str]:
+    """Return the general overrides without the options of components that a variant replaces by others."""
+    below = read(file, general).tree
+    kept = list(general)
+    for text in own:
+        key, _, value = text.partition("=")
+        if key not in COMPONENT_NAMES:
+            continue
+        component = key.partition(".")[0]
+        before = below.get(component)
+        if not isinstance(before, dict) or before.get("name") != value.strip():
+            kept = [text for text in kept if not text.startswith(f"{component}.")]
+    return kept
+
+
+def _refuse_own(overrides: Sequence[str], where: str, also: Sequence[str] = ()) -> None:
+    for text in overrides:
+        key = text.partition("=")[0]
+        if key in OWN:
+            raise ConfigError(f"{where}: {text!r}: a plan sets {key} itself; use {OWN[key]}")
+        if key in also:
+            raise ConfigError(f"{where}: {text!r}: is for all runs of a plan; put it in overrides")
+
+
+def _one(runs: Sequence[Planned], what: str, value: Any, advice: str) -> None:
+    found = {value(run): run for run in reversed(runs)}
+    if len(found) > 1:
+        listed = ", ".join(f"{value} ({run.config} · {run.variant})" for value, run in reversed(found.items()))
+        raise ConfigError(f"runs of the plan differ in {what}: {listed}; {advice}")
+
+
+def _configuration(name: str, source: Source) -> Path:
+    """Return the file of a plan's configuration."""
+    if Path(name).is_file():
+        return Path(name)
+    packages = {point.value.partition(":")[0].partition(".")[0] for point in entry_points(group=GROUPS["task"])}
+    short = {package.removeprefix("avcl_"): package for package in sorted(packages)}
+    known: dict[str, Path] = {}
+    for prefix, package in (("", "avcl"), *((f"{name}/", package) for name, package in short.items())):
+        try:
+            folder = preset_folder(package)
+        except ConfigError:  # a package without configurations
+            continue
+        for path in sorted(folder.rglob("*.yaml")):
+            inside = path.relative_to(folder).with_suffix("").as_posix()
+            if prefix or not inside.startswith(("sweeps/", "streams/")):
+                known[prefix + inside] = path
+    if name not in known:
+        raise ConfigError(
+            f"{source.place(('configs',))}: configs: {name!r}: no such file, and no installed package ships it"
+            f"{nearest(name, list(known))}"
+        )
+    return known[name]
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """Read the ``run.json`` of a labelled run; another file is none of a plan's."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("label") and "digests" in record else None
+
+
+def _places(options: RunOptions) -> dict[str, str]:
+    """The places that results come from: with other data or weights a run is another one, whatever its configuration says."""
+    found = {"data.root": options.data.root}
+    found |= {f"towers.{name}": tower.checkpoint for name, tower in options.towers.items() if tower.checkpoint}
+    found |= {f"init.{name}": path for name, path in options.init.items()}
+    return {name: str(path.resolve()) for name, path in found.items()}
+
+
+def _same_places(folder: Path, record: dict[str, Any], places: dict[str, str]) -> bool:
+    try:
+        options, _ = load_run(read(folder / "config.yaml"))
+    except AvclError:  # a run of another version
+        return False
+    return _places(paths_below(options, Path(record["cwd"]))) == places
+
+
+def _state(status: str) -> State:
+    """A run that says that it is running was killed, or another process is at it, which its lock will tell."""
+    return {"done": "done", "failed": "failed"}.get(status, "stopped")  # type: ignore[return-value]
