@@ -1,0 +1,54 @@
+"""Benchmark of AVMOE's exact rewrites: ``python benchmarks/avmoe --rows mixer,tpavi --json``; every row checks equality first."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from clock import machine, table
+from rows import ROWS, Setup
+from steps import TARGETS, step_row
+
+
+def main() -> None:
+    """Run the rows that the command line names and print a markdown table or JSON."""
+    steps = [f"step-{task}" for task in TARGETS]
+    names = [*ROWS, *steps]
+    parser = argparse.ArgumentParser(prog="python benchmarks/avmoe", description=__doc__)
+    parser.add_argument(
+        "--rows", default="mixer,tpavi,logmel,experts,masks,syncs,checkpoint", help=f"of {','.join(names)}, or all"
+    )
+    parser.add_argument("--size", choices=("full", "tiny"), default="full", help="towers and token counts")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--clips", type=int, default=1, help="clips per pass of a whole model")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--out", type=Path, default=None, help="also write FILE.json and FILE.md")
+    given = parser.parse_args()
+    wanted = names if given.rows == "all" else given.rows.split(",")
+    for name in wanted:
+        if name not in names:
+            parser.error(f"unknown row {name}; expected of {', '.join(names)}")
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    setup = Setup(torch.device(given.device), given.size, given.repeats, given.clips)
+    rows = []
+    for name in wanted:
+        print(name, file=sys.stderr, flush=True)
+        rows += step_row(setup, name.removeprefix("step-")) if name in steps else ROWS[name](setup)
+    record = {
+        "machine": machine(setup.device), "size": given.size, "clips": given.clips, "rows": [row.to_json() for row in rows],
+    }  # fmt: skip
+    if given.out:
+        given.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+        given.out.with_suffix(".md").write_text(table(rows) + "\n")
+    print(json.dumps(record, indent=1) if given.json else table(rows))
+
+
+if __name__ == "__main__":
+    main()
