@@ -43,7 +43,7 @@ def made(*results: Finished) -> Robustness:
         format=1,
         digest="0" * 64,
         commit="000012-after-avs",
-        row="avs",
+        when="after avs",
         split=None,
         modalities=["visual", "audio"],
         tests=[

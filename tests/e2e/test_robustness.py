@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from avcl_core.errors import ConfigError, IntegrityError, RunError, Stopped
 from avcl_core.evaluation.robustness import FILE, read_robustness
 from avcl_core.running.launch import Console, Restored, restore
 from avcl_core.running.robustness import evaluate_corrupted
+from avcl_core.training.position import Position
 
 ASKED = "[missing:audio, clean, audio_noise:0, missing_segments:visual:1]"
 TEXTS = ["clean", "missing:audio", "audio_noise:0", "missing_segments:visual:1"]
@@ -59,6 +61,7 @@ def test_every_corruption_is_evaluated_once_on_all_test_sets_and_clean_equals_th
     record = read_robustness(run / FILE)
     assert record is not None
     assert [found.corruption for found in record.results] == TEXTS
+    assert record.when == "after avvp"
     stored = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     for test in record.tests:
         last = next(line for line in reversed(stored) if line["test"] == test.name)
@@ -103,6 +106,15 @@ def test_a_stopped_list_goes_on_where_it_was_and_ends_in_the_same_bytes(
     assert files(evaluate(run)) == whole
     assert "clean ave" not in calls
     assert len(calls) == 6
+
+
+@pytest.mark.parametrize(
+    ("phase", "session", "when"),
+    [("before", 0, "before ave"), ("train", 0, "during ave"), ("evaluate", 0, "after ave"), ("before", 1, "after ave")],
+)
+def test_a_commit_says_where_in_the_stream_it_was_made(phase: str, session: int, when: str):
+    trainer = SimpleNamespace(at=Position(session=session, phase=phase))
+    assert Restored(None, trainer, None, None, "000001", "ave", ()).when == when
 
 
 def test_predictions_under_a_corruption_do_not_depend_on_the_batch(run: Path):

@@ -47,7 +47,7 @@ class Corrupted:
     """The section.
 
     Attributes:
-        commit: the commit that was evaluated; ``row``: the experience after which it was made.
+        commit: the commit that was evaluated; ``when``: where in the stream it was made.
         last: whether that is the run's last commit.
         controls: trivial predictor → score per test set.
         columns: (test set, tower, kind of expert) of the second table, empty where no router told its weights.
@@ -56,7 +56,7 @@ class Corrupted:
     """
 
     commit: str
-    row: str
+    when: str
     last: bool
     tests: tuple[TestEntry, ...]
     rows: tuple[Row, ...]
@@ -80,7 +80,7 @@ def run_robustness(folder: Path) -> Corrupted | None:
     names = dict.fromkeys(name for test in record.tests for name in record.controls(test))
     return Corrupted(
         commit=record.commit,
-        row=record.row,
+        when=record.when,
         last=not latest.is_file() or latest.read_text(encoding="utf-8").strip() == record.commit,
         tests=tuple(record.tests),
         rows=tuple(_row(record, found, columns) for found in record.results),

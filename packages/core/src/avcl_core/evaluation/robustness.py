@@ -71,7 +71,7 @@ class Robustness(_Record):
 
     Attributes:
         digest: of the commit, the split and what prediction sees: results of one digest can be compared.
-        commit: tag of the commit, ``row``: the row of the result matrix that it stands for.
+        commit: tag of the commit, ``when``: where in the stream it was made, such as ``after ave``.
         split: another split than that of the test sets, or ``None``.
         modalities: what prediction sees without corruption.
     """
@@ -79,7 +79,7 @@ class Robustness(_Record):
     format: int
     digest: str
     commit: str
-    row: str
+    when: str
     split: str | None
     modalities: list[str]
     tests: list[TestEntry]
@@ -174,7 +174,7 @@ def write_robustness(record: Robustness, method: str) -> str:
     lines = [
         "# Missing and corrupted modalities",
         "",
-        f"Method {method}, after {record.row} (commit {record.commit}), {record.split or 'test'} split. Each test set's primary "
+        f"Method {method}, {record.when} (commit {record.commit}), {record.split or 'test'} split. Each test set's primary "
         "metric and, in brackets, the difference to clean samples; larger is better.",
         "",
     ]

@@ -145,7 +145,7 @@ def _joined(
         format=FORMAT,
         digest=digest,
         commit=run.tag,
-        row=run.row,
+        when=run.when,
         split=split,
         modalities=list(run.assembly.loader.seen),
         tests=tests,
