@@ -36,6 +36,22 @@ def test_groups_take_their_owners_first_come_with_their_rate_and_decay():
     assert [(g["lr"], g["weight_decay"], len(g["params"])) for g in groups] == [(0.05, 0.0, 2), (0.1, 0.3, 2)]
 
 
+def test_the_first_pattern_that_matches_an_owner_scales_its_rate():
+    found = TrainingOptions(rates={"head:b": 3.0, "head:*": 0.5})
+    assert [found.factor(owner) for owner in ("head:a", "head:b", "shared")] == [0.5, 3.0, 1.0]
+    with pytest.raises(ValueError, match="'heads:\\*' matches no owner"):
+        TrainingOptions(rates={"heads:*": 2.0})
+
+
+def test_rates_divide_a_group_by_owner():
+    options = OPTIONS.model_copy(update={"rates": {"shared": 0.25}})
+    optimizer = NamedOptimizer((Group(rate=2.0),), Owners(model()), options, 10)
+    optimizer.step(0)
+    found = {id(p): g["lr"] for g in optimizer.inner.param_groups for p in g["params"]}
+    rates = {name: found[id(parameter)] for name, parameter in optimizer.names.items()}
+    assert rates == pytest.approx({"one.weight": 0.05, "one.bias": 0.05, "two.weight": 0.2, "two.bias": 0.2})
+
+
 def test_only_live_parameters_are_taken():
     made = model()
     owners = Owners(made)

@@ -32,8 +32,11 @@ class NamedOptimizer:
             taken = {n: p for n, p in owners.match(group.owners).items() if p.requires_grad and n not in self.names}
             self.names.update(taken)
             decay = options.weight_decay if group.decay is None else group.decay
-            if taken:
-                described.append({"params": list(taken.values()), "weight_decay": decay, "rate": group.rate})
+            by_factor: dict[float, list[nn.Parameter]] = {}
+            for name, parameter in taken.items():
+                by_factor.setdefault(options.factor(owners.rows[name].owner), []).append(parameter)
+            for factor, parameters in by_factor.items():
+                described.append({"params": parameters, "weight_decay": decay, "rate": group.rate * factor})
         if not described:
             raise ValueError(f"no live parameter matches the optimiser groups {[group.owners for group in groups]}")
         self.inner = torch.optim.AdamW(described, lr=options.lr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -9,6 +10,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from avcl_core.config.options import Options
 from avcl_core.errors import nearest
+
+OWNER_KINDS = ("shared", "router", "task", "expert", "head")
+"""What an owner's name begins with (:func:`avcl_core.ownership.own`)."""
 
 
 class TrainingOptions(Options):
@@ -18,7 +22,8 @@ class TrainingOptions(Options):
         epochs: epochs per session.
         batch_size: samples per optimiser step, over all ranks.
         micro_batch: samples per backward pass; ``None`` for the whole batch.
-        lr: learning rate; groups scale it.
+        lr: learning rate; a method's groups scale it.
+        rates: owner pattern (``head:*``, ``shared``) → factor on the learning rate of what it matches first; 1 for the rest.
         weight_decay: AdamW's decoupled decay.
         schedule: ``constant``, ``cosine`` to zero over the session, or ``step``: times ``decay`` after every ``decay_every``
             epochs.
@@ -36,6 +41,7 @@ class TrainingOptions(Options):
     batch_size: PositiveInt = 16
     micro_batch: PositiveInt | None = None
     lr: PositiveFloat = 1e-3
+    rates: dict[str, PositiveFloat] = Field(default_factory=dict)
     weight_decay: NonNegativeFloat = 0.01
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     decay: float | None = Field(default=None, gt=0, le=1)
@@ -54,6 +60,10 @@ class TrainingOptions(Options):
         different = self.tasks.get(next(iter(tasks)), {}) if len(tasks) == 1 else {}
         return TrainingOptions(**{**self.model_dump(exclude={"tasks"}), **different}) if different else self
 
+    def factor(self, owner: str) -> float:
+        """Return the factor on the learning rate of what ``owner`` owns."""
+        return next((factor for pattern, factor in self.rates.items() if fnmatch.fnmatchcase(owner, pattern)), 1.0)
+
     @model_validator(mode="after")
     def _complete(self) -> TrainingOptions:
         for name in ("decay", "decay_every"):
@@ -61,6 +71,9 @@ class TrainingOptions(Options):
                 raise ValueError(
                     f"schedule {self.schedule} {'needs' if self.schedule == 'step' else 'takes no'} {name}"
                 )
+        for pattern in self.rates:
+            if pattern.partition(":")[0] not in (*OWNER_KINDS, "*"):
+                raise ValueError(f"rates: {pattern!r} matches no owner; expected {', '.join(OWNER_KINDS)} or *")
         if self.patience is not None and self.selection != "best":
             raise ValueError("patience needs selection best: without a selection no epoch is better than another")
         for name, different in self.tasks.items():
