@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field, NonNegativeInt, field_validator
 
 from avcl_core.config.load import COMPONENT_NAMES, Source, read, validate
 from avcl_core.config.options import Options
 from avcl_core.config.presets import find_config, preset_folder
-from avcl_core.config.run import RunOptions, load_run, paths_below
-from avcl_core.errors import AvclError, ConfigError, nearest
+from avcl_core.config.run import RunOptions, load_run
+from avcl_core.errors import ConfigError, nearest
 from avcl_core.plugins import GROUPS
 
 State = Literal["done", "stopped", "failed", "to run"]
@@ -114,7 +115,10 @@ class Sweep:
     @property
     def todo(self) -> tuple[Planned, ...]:
         """The runs without those that another variant's run stands for."""
-        return tuple({run.key: run for run in reversed(self.runs)}.values())[::-1]
+        first: dict[tuple[str, str], Planned] = {}
+        for run in self.runs:
+            first.setdefault(run.key, run)
+        return tuple(first.values())
 
     def find(self) -> dict[Planned, Found]:
         """Return what there is of every run, by what the run folders say."""
@@ -127,7 +131,7 @@ class Sweep:
                 )
         here, found = Path.cwd(), {}
         for run in self.runs:
-            places = _places(paths_below(run.options, here))
+            places = _places(json.loads(run.options.model_dump_json()), here)
             same = [entry for entry in index.get(run.key, []) if _same_places(*entry, places)]
             # Several: what is done comes first, then the newest.
             best = max(same, key=lambda entry: (entry[1]["status"] == "done", entry[0].name), default=None)
@@ -190,8 +194,9 @@ def _planned(
         overrides = (*_without_replaced(file, *layers), *layers[1], f"seed={seed}")
         options, _ = load_run(read(file, overrides))
         label = labels.setdefault(options.digest, variant)
+        # In quotes, so that YAML takes it for a string whatever it looks like.
         overrides = (*overrides, f"label={json.dumps(label, ensure_ascii=False)}")
-        options, _ = load_run(read(file, overrides))
+        options = options.model_copy(update={"label": label})
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     return Planned(config, file, variant, seed, overrides, label, options)
@@ -199,8 +204,10 @@ def _planned(
 
 def _without_replaced(file: Path, general: Sequence[str], own: Sequence[str]) -> list[str]:
     """Return the general overrides without the options of components that a variant replaces by others."""
-    below = read(file, general).tree
     kept = list(general)
+    if not any(text.partition("=")[0] in COMPONENT_NAMES for text in own):
+        return kept
+    below = read(file, general).tree
     for text in own:
         key, _, value = text.partition("=")
         if key not in COMPONENT_NAMES:
@@ -261,20 +268,18 @@ def _record(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.get("label") and "digests" in record else None
 
 
-def _places(options: RunOptions) -> dict[str, str]:
+def _places(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """The places that results come from: with other data or weights a run is another one, whatever its configuration says."""
-    found = {"data.root": options.data.root}
-    found |= {f"towers.{name}": tower.checkpoint for name, tower in options.towers.items() if tower.checkpoint}
-    found |= {f"init.{name}": path for name, path in options.init.items()}
-    return {name: str(path.resolve()) for name, path in found.items()}
+    found = {"data.root": config["data"]["root"]}
+    found |= {f"towers.{name}": tower["checkpoint"] for name, tower in config["towers"].items() if tower["checkpoint"]}
+    found |= {f"init.{name}": path for name, path in config["init"].items()}
+    return {name: str((folder / path).resolve()) for name, path in found.items()}
 
 
 def _same_places(folder: Path, record: dict[str, Any], places: dict[str, str]) -> bool:
-    try:
-        options, _ = load_run(read(folder / "config.yaml"))
-    except AvclError:  # a run of another version
-        return False
-    return _places(paths_below(options, Path(record["cwd"]))) == places
+    """Whether a run with the configuration of a planned one (its digest says so) also read what that would read."""
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return _places(config, Path(record["cwd"])) == places
 
 
 def _state(status: str) -> State:
