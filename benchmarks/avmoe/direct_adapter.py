@@ -101,14 +101,19 @@ def _layer_norm(norm: nn.LayerNorm, image: Tensor) -> Tensor:
 
 
 def _batch_norm(norm, image: Tensor, frames: int) -> Tensor:
-    """Batch norm of every clip by itself; with one clip, that of the batch."""
+    """Batch norm of every clip by itself; with one clip, that of the batch.
+
+    On ``[B, C, N]``: for ``[B, C, N, 1]`` torch's backward pass on the CPU mistakes the layout of the incoming gradient.
+    """
+    values = image.squeeze(-1)
     if not norm.training:
-        return F.batch_norm(image, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        whole = F.batch_norm(values, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return whole.unsqueeze(-1)
     clips = [
         F.batch_norm(clip, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
-        for clip in image.split(frames)
+        for clip in values.split(frames)
     ]
-    return torch.cat(clips)
+    return torch.cat(clips).unsqueeze(-1)
 
 
 @contextmanager
