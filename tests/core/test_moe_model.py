@@ -327,6 +327,43 @@ def test_half_precision_stays_near(options):
     assert 1e-5 < float(gap) < 5e-2
 
 
+@pytest.mark.parametrize(
+    "options", [toys.EVERYTHING, {"uni_attention": "none", **toys.EVERYTHING}], ids=["latent", "none"]
+)
+def test_half_precision_trains_batch_norms_and_routers(options):
+    run = toy(**{**options, "modality_dropout": 0.0}, cross_experts=2)
+    method, batch = grown(run, double=False), toys.with_seeds(samples(run, 4, double=False))
+    train_mode(method.model, ["*"])
+    found = []
+    for half in (False, True):
+        method.model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = torch.stack(list(method.losses(batch).values())).sum()
+        loss.backward()
+        grads = {n: p.grad.clone() for n, p in Owners(method.model).match().items()}
+        found.append((float(loss.detach()), grads))
+    (exact, one), (near, two) = found
+    assert near == pytest.approx(exact, rel=5e-2)
+    assert all(bool(g.isfinite().all()) for g in two.values())
+    assert {g.dtype for g in two.values()} == {torch.float32}
+    size = sum(float(g.square().sum()) for g in one.values()) ** 0.5
+    gap = sum(float((two[n] - g).square().sum()) for n, g in one.items()) ** 0.5
+    assert gap / size < 0.5  # batch norm magnifies rounding; half precision keeps the direction
+
+
+def test_temporal_attention_has_four_heads_and_drops_a_fifth_in_training():
+    method = grown(toy(uni_attention="temporal"))
+    inner = [m for m in method.model.modules() if isinstance(m, torch.nn.MultiheadAttention)]
+    assert len(inner) == 16
+    assert {(m.num_heads, m.dropout, m.batch_first) for m in inner} == {(4, 0.2, True)}
+    assert not {n for n, _ in method.model.parts.named_parameters() if ".experts.1." in n and "latents" in n}
+    batch = samples(toy(), 2)
+    torch.manual_seed(0)
+    first, second = (flat(features(method, batch, training=True))["visual"] for _ in range(2))
+    assert float((first - second).abs().max()) > 1e-6
+    assert torch.equal(*(flat(features(method, batch))["visual"] for _ in range(2)))
+
+
 def test_a_trace_tells_gates_residuals_and_saturation_and_changes_nothing():
     run = toy(cross_experts=2, uni_experts=1, skip=2)
     method, batch, trace = grown(run), samples(run, 3), Trace()
