@@ -231,6 +231,9 @@ def test_router_noise_is_normal_of_its_size_and_different_at_every_site_and_fram
     assert noise.unique().numel() == noise.numel()
     assert float(noise.std()) == pytest.approx(0.5, rel=0.15)
     assert float(noise.mean()) == pytest.approx(0, abs=0.07)
+    alone = Ctx(training=True, frames=2, embedded=ctx.embedded)
+    method.model.prepare(batch.select([2]), alone)  # a sample's noise is its own, whatever else is drawn
+    assert all(torch.equal(alone.memo[name], value[4:6]) for name, value in ctx.memo.items())
     silent = Ctx(training=False, frames=2, embedded=ctx.embedded)
     method.model.prepare(batch, silent)
     assert not silent.memo
