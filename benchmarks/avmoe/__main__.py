@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-from clock import machine, table
+from clock import Row, Unequal, machine, table
 from rows import ROWS, Setup
 from steps import TARGETS, step_row
 
@@ -37,17 +37,24 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     setup = Setup(torch.device(given.device), given.size, given.repeats, given.clips)
-    rows = []
+    rows: list[Row] = []
+    wrong = None
     for name in wanted:
         print(name, file=sys.stderr, flush=True)
-        rows += step_row(setup, name.removeprefix("step-")) if name in steps else ROWS[name](setup)
+        try:
+            rows += step_row(setup, name.removeprefix("step-")) if name in steps else ROWS[name](setup)
+        except Unequal as error:  # the run fails, with what was measured before
+            wrong = str(error)
+            break
     record = {
-        "machine": machine(setup.device), "size": given.size, "clips": given.clips, "rows": [row.to_json() for row in rows],
+        "machine": machine(setup.device), "size": given.size, "clips": given.clips, "error": wrong, "rows": [row.to_json() for row in rows],
     }  # fmt: skip
     if given.out:
         given.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
         given.out.with_suffix(".md").write_text(table(rows) + "\n")
     print(json.dumps(record, indent=1) if given.json else table(rows))
+    if wrong:
+        sys.exit(f"error: {wrong}")
 
 
 if __name__ == "__main__":
