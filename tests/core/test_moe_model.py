@@ -1,6 +1,7 @@
 """AVMOE as a whole: pairs, sizes, what the adapters read, identity with closed gates, and independence of the batch."""
 
 import importlib.util
+import math
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -364,7 +365,7 @@ def test_temporal_attention_has_four_heads_and_drops_a_fifth_in_training():
     assert torch.equal(*(flat(features(method, batch))["visual"] for _ in range(2)))
 
 
-def test_a_trace_tells_gates_residuals_and_saturation_and_changes_nothing():
+def test_a_trace_tells_gates_residuals_and_entropy_and_changes_nothing():
     run = toy(cross_experts=2, uni_experts=1, skip=2)
     method, batch, trace = grown(run), samples(run, 3), Trace()
     quiet = method.predict(batch)
@@ -379,11 +380,12 @@ def test_a_trace_tells_gates_residuals_and_saturation_and_changes_nothing():
         tokens = {n: t.embed(batch.inputs[n].flatten(0, 1))[0] for n, t in method.model.towers.items()}
         mixture = adapter.mixture(tokens["audio"], tokens["visual"], Ctx(frames=2))
         latents = torch.stack([e.latents for e in list(adapter.experts)[:2]]).flatten(0, 1)
-        largest = (latents @ mixture.aligned.mT).softmax(-1).amax(-1).mean(1)
+        attention = (latents @ mixture.aligned.mT).softmax(-1)
+        entropy = -(attention * attention.log()).sum(-1).mean(1) / math.log(attention.shape[-1])
     size = mixture.mixed.flatten(1).norm(dim=1) / tokens["audio"].flatten(1).norm(dim=1)
     torch.testing.assert_close(found["gates"], mixture.gates, rtol=0, atol=1e-12)
     torch.testing.assert_close(found["residual"], size, rtol=0, atol=1e-12)
-    torch.testing.assert_close(found["saturation"], largest, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found["attention_entropy"], entropy, rtol=0, atol=1e-9)
     constants = trace.constants["audio 0 0 attn"]
     assert constants["experts"] == ["cross 0", "cross 1", "uni 0"]
     experts = list(adapter.experts)

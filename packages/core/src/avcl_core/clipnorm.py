@@ -50,6 +50,7 @@ class ClipNorm(Settling):
         for clips, mean, var in seen:
             own += torch.stack((torch.full_like(mean, clips), mean, var))
         clips, mean, var = collective.sum_tensor(own)
-        if clips[0] > 0:
-            self.running_mean.lerp_(mean / clips, self.momentum)
-            self.running_var.lerp_(var / clips, self.momentum)
+        # Where no rank saw a clip nothing moves; asking for that on the host would make every step wait for the device.
+        weight, count = self.momentum * (clips > 0).to(clips.dtype), clips.clamp(min=1)
+        self.running_mean.lerp_(mean / count, weight)
+        self.running_var.lerp_(var / count, weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 from pathlib import Path
@@ -226,6 +227,11 @@ def load_run(source: Source) -> tuple[RunOptions, Parts]:
             load_plugin("task", name)
         except ConfigError as error:
             raise ConfigError(f"{place}: training.tasks.{name}: {error}") from error
+    for pattern in options.training.rates:
+        kind, _, name = pattern.partition(":")
+        if kind == "head" and not any(fnmatch.fnmatchcase(task, name) for task in tasks):
+            place = source.place(("training", "rates", pattern))
+            raise ConfigError(f"{place}: training.rates: {pattern!r} is no head of stream.tasks {list(tasks)}")
     unused = sorted(options.init.keys() - tasks.keys())
     if unused:
         raise ConfigError(f"{source.place(('init', unused[0]))}: init.{unused[0]}: not in stream.tasks {list(tasks)}")

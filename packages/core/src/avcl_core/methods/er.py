@@ -64,8 +64,10 @@ class ExperienceReplay(Method):
         task = self.tasks[batch.task]
         if not task.coupled:
             return self.losses(batch, prefix)
-        outputs = self.model(batch, self.context(batch, training=True))
-        return {f"{prefix}nll": task.nll(outputs, batch.targets).mean() * batch.row_share}
+        ctx = self.context(batch, training=True)
+        outputs = self.model(batch, ctx)
+        parts = {"nll": task.nll(outputs, batch.targets).mean(), **ctx.aux}
+        return {prefix + name: value * batch.row_share for name, value in parts.items()}
 
     def after(self, experience: Experience, data: Data) -> None:
         """Remember samples of the finished experience."""

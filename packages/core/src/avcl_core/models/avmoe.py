@@ -149,6 +149,12 @@ class AvMoe(Model):
                     self.place(modality, step, "add", self._adapter(label, source, mine.tokens, mine.width))
                     self.labels.append(label)
 
+    @classmethod
+    def needs(cls, options: Options) -> Requires:
+        """Adapters or routers of each task's own can only be chosen where the task is known."""
+        own = isinstance(options, AvMoeOptions) and "task" in (options.adapters, options.router)
+        return replace(cls.requires, task_id=("given",)) if own else cls.requires
+
     def make_walks(self) -> tuple[DualStream, ...]:
         """Walk both towers in lock-step."""
         towers = dict(self._towers())
@@ -199,8 +205,13 @@ class AvMoe(Model):
         frames, mels = value.shape[-2:]
         widths = stripe_widths(tower.info.spectrogram or (frames, mels))
         drawn = [torch_generator(seed, "specaug") for seed in batch.seeds]
+        # A sound that is missing is silence, as in evaluation, without stripes.
+        hears = batch.present.get("audio")
         hide = [spec_augment(value.shape[1], frames, mels, generator, widths) for generator in drawn]
-        return tower.embed(value.flatten(0, 1), hide=torch.cat(hide).to(value.device))
+        hidden = torch.stack(hide).to(value.device)
+        if hears is not None:
+            hidden &= hears.reshape(len(batch), -1, 1, 1)
+        return tower.embed(value.flatten(0, 1), hide=hidden.flatten(0, 1))
 
     def prepare(self, batch: Batch, ctx: Ctx) -> None:
         """Draw the router noise of every sample and site."""

@@ -91,6 +91,11 @@ class Model(nn.Module):
         self.kept = Kept(0)  # a model whose options allow it memory replaces this
         self.slots: list[str] = []
 
+    @classmethod
+    def needs(cls, options: Options) -> Requires:
+        """Return what the model needs with these options; by default :attr:`requires`."""
+        return cls.requires
+
     def make_walks(self) -> tuple[DualStream, ...]:
         """Return the walks of a forward call; by default every tower alone."""
         return tuple(DualStream.solo(name, tower) for name, tower in self._towers())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -140,7 +141,9 @@ class MoeAdapter(SiteModule):
         trace.put(self.label, "gates", gates)
         trace.put(self.label, "residual", mixed.flatten(1).norm(dim=1) / own.flatten(1).norm(dim=1).clamp(min=1e-12))
         if attention is not None:
-            trace.put(self.label, "saturation", attention.amax(-1).mean(-1))
+            # Unscaled products saturate the softmax: 0 says that a latent reads one token, 1 that it reads all alike.
+            entropy = torch.special.entr(attention).sum(-1).mean(-1) / math.log(attention.shape[-1])
+            trace.put(self.label, "attention_entropy", entropy)
         trace.keep(self.label, "experts", self.names)
         experts = [expert for expert in self.experts if isinstance(expert, Expert)]
         trace.keep(self.label, "output_gates", torch.stack([expert.output_gate for expert in experts]))

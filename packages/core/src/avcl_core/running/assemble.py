@@ -130,7 +130,7 @@ def assemble(
     loader = Loader(tasks, inputs, fabric.device, options.workers, shuffled, options.modalities)
     model_class = plugins.load("model", options.model["name"])
     method_class = plugins.load("method", options.method["name"])
-    model_class.requires.check(options.model["name"], towers, tasks, stream)
+    model_class.needs(parts.model).check(options.model["name"], towers, tasks, stream)
 
     def build() -> Method:
         seed_step(options.seed, "model")

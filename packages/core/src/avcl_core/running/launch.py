@@ -77,6 +77,10 @@ def start(source: Source, command: Sequence[str], console: Console) -> Path | No
         ConfigError, IntegrityError, RunError, Stopped: with the exit codes of DESIGN.md section 7.
     """
     options, parts = load_run(source)
+    if options.model.get("imported"):
+        raise ConfigError(
+            f"{source.place(('model', 'imported'))}: model.imported: belongs to runs that avcl weights convert writes; leave it out"
+        )
     options.runs.mkdir(parents=True, exist_ok=True)
     preemption = Preemption()
     with preemption.listening():

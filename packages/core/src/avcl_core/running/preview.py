@@ -69,7 +69,7 @@ def size_of_configuration(source: Source, bar: Bar = silent) -> Size:
     stream = concatenation(options.stream.title, experiences, options.stream.task_id, options.stream.protocol)
     model_class = plugins.load("model", options.model["name"])
     method_class = plugins.load("method", options.method["name"])
-    model_class.requires.check(options.model["name"], towers, tasks, stream)
+    model_class.needs(parts.model).check(options.model["name"], towers, tasks, stream)
 
     def outline():
         return method_class(model_class(towers, tasks, parts.model), tasks, parts.method, options.seed)
