@@ -14,6 +14,7 @@ from avcl_core.clipnorm import ClipNorm
 from avcl_core.ownership import Owners, train_mode
 from avcl_core.seeding import torch_generator
 from avcl_core.testing import check_ownership
+from avcl_core.training.stepper import Work, _seeded
 from avcl_core.walk import Ctx
 
 HERE = Path(__file__).parent
@@ -126,6 +127,9 @@ def whole():
 @pytest.mark.parametrize("case", toys.CASES)
 def test_a_step_does_not_depend_on_micro_batches(case, whole):
     assert float(whole[case].logged["balance"]) > 0.01
+    statistics = {n: v for n, v in whole[case].buffers.items() if n.endswith("running_mean")}
+    assert statistics
+    assert all(bool((value != 0).any()) for value in statistics.values())  # the step moved them
     for micro in (2, 1) if case == "everything" else (2,):
         # A blank image has equal tokens, whose batch norm divides rounding by the root of eps.
         assert toys.apart(whole[case], toys.step(toys.CASES[case], micro)) < 1e-5
@@ -168,6 +172,19 @@ def test_every_option_of_the_cases_matters(name, whole):
     assert max(gaps) > 1e-3
 
 
+def test_every_sample_of_a_step_has_a_seed_that_follows_from_step_and_key():
+    batch = samples(toy(), 4)
+
+    def seeds(chosen, *coordinates):
+        return _seeded(Work(chosen, (chosen,)), coordinates).current.seeds
+
+    found = seeds(batch, "step", 0)
+    assert len(set(found)) == 4
+    assert seeds(batch.select([2, 0]), "step", 0) == (found[2], found[0])
+    assert not set(found) & set(seeds(batch, "step", 1))
+    assert _seeded(Work(batch, (batch.select([1]),)), ("step", 0)).replayed[0].seeds == (found[1],)
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """Take every case's step on two ranks of gloo and return the folder of what they saved."""
@@ -179,7 +196,7 @@ def two(tmp_path_factory):
         for rank in range(2)
     ]
     try:
-        errors = [process.communicate(timeout=300)[1] for process in started]
+        errors = [process.communicate(timeout=600)[1] for process in started]
     finally:
         for process in started:
             process.kill()
