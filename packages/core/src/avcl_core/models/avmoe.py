@@ -37,7 +37,8 @@ class AvMoeOptions(Options):
         cross_experts, uni_experts: experts of each kind in every adapter.
         skip: above 1, stages whose index from 1 is a multiple of it have no adapters.
         reduction, groups, latents: sizes of an expert (:class:`ExpertShape`).
-        bottleneck_norm: batch norm in the bottleneck, over the tokens of one clip.
+        bottleneck_norm: batch norm in the bottleneck, over the tokens of one clip. A blank image's tokens do not vary, so of a
+            modality that is missing in training it makes amplified rounding errors.
         uni_attention: what a unimodal expert does first: nothing, latent tokens, or attention over the frames of a clip.
         uni_activation: non-linearity in a unimodal bottleneck.
         router: one for all tasks, one per task, or none: equal weights for all experts (a control).
