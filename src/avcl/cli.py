@@ -169,7 +169,9 @@ def sweep(
         found = sweep.find()
         _print_rows(sweeps.overview(sweep, found))
         states = [found[run].state for run in sweep.todo]
-        print(f"{len(states)} runs: " + ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states)))
+        stale = sum(bool(found[run].differs) for run in sweep.todo)
+        counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
+        print(f"{len(states)} runs: {counts}" + (f"; {stale} of those to run are stale" if stale else ""))
     elif table:
         sweeps.show_table(sweep)
     else:

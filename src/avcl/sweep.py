@@ -65,6 +65,9 @@ def run_sweep(sweep: Sweep, jobs: int) -> None:
         found = sweep.find()
         todo = [(run, found[run]) for run in sweep.todo if found[run].state != "done"]
         print(f"plan {sweep.name}: {len(sweep.todo)} runs, {len(sweep.todo) - len(todo)} done", flush=True)
+        for run, what in todo:
+            if what.differs:
+                print(f"{run.title}: {what.text}; runs again", flush=True)
         failures = run_jobs(todo, jobs, lambda line: print(line, flush=True))
         show_table(sweep)
     for failure in failures:
@@ -95,7 +98,7 @@ def overview(sweep: Sweep, found: Mapping[Planned, Found]) -> list[dict[str, str
             "config": run.config,
             "variant": run.variant,
             "seed": str(run.seed),
-            "state": found[run].state if run.label == run.variant else f"same run as {run.label}",
+            "state": found[run].text if run.label == run.variant else f"same run as {run.label}",
             "run": str(found[run].folder or ""),
         }
         for run in sweep.runs

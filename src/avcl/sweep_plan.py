@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, NonNegativeInt, field_validator
 
+from avcl.sweep_stale import Current
 from avcl_core.config.load import COMPONENT_NAMES, Source, read, validate
 from avcl_core.config.options import Options
 from avcl_core.config.presets import find_config, preset_folder
@@ -21,6 +22,8 @@ from avcl_core.errors import ConfigError, nearest
 from avcl_core.plugins import GROUPS
 
 State = Literal["done", "stopped", "failed", "to run"]
+Entry = tuple[Path, dict[str, Any]]
+"""A run folder and its ``run.json``."""
 
 PLAN_KEYS = ("title", "configs", "variants", "seeds", "overrides")
 OWN = {"seed": "seeds", "label": "variants"}
@@ -88,10 +91,21 @@ class Planned:
 
 @dataclass(frozen=True)
 class Found:
-    """What there is of a planned run."""
+    """What there is of a planned run.
+
+    Attributes:
+        folder: the run that is done, or that can go on.
+        differs: where there are stale runs alone, in what the newest of them differs from newer runs of the plan.
+    """
 
     state: State
     folder: Path | None = None
+    differs: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The state as lists show it; a stale run has to run again."""
+        return f"stale ({', '.join(self.differs)} changed)" if self.differs else self.state
 
 
 @dataclass(frozen=True)
@@ -121,22 +135,26 @@ class Sweep:
         return tuple(first.values())
 
     def find(self) -> dict[Planned, Found]:
-        """Return what there is of every run, by what the run folders say."""
-        index: dict[tuple[str, str], list[tuple[Path, dict[str, Any]]]] = {}
+        """Return what there is of every run, by what the run folders say.
+
+        Runs that were computed from other data or weights than a newer one that is done are stale and do not count.
+        """
+        index: dict[tuple[str, str], list[Entry]] = {}
         for path in sorted(self.root.glob("*/*/*/run.json")):
             record = _record(path)
             if record is not None:
                 index.setdefault((record["label"], record["digests"]["configuration"]), []).append(
                     (path.parent, record)
                 )
-        here, found = Path.cwd(), {}
+        here, current = Path.cwd(), Current()
+        entries: dict[Planned, list[Entry]] = {}
         for run in self.runs:
             places = _places(json.loads(run.options.model_dump_json()), here)
-            same = [entry for entry in index.get(run.key, []) if _same_places(*entry, places)]
-            # Several: what is done comes first, then the newest.
-            best = max(same, key=lambda entry: (entry[1]["status"] == "done", entry[0].name), default=None)
-            found[run] = Found("to run") if best is None else Found(_state(best[1]["status"]), best[0])
-        return found
+            entries[run] = [entry for entry in index.get(run.key, []) if _same_places(*entry, places)]
+            for folder, record in entries[run]:
+                if record["status"] == "done":
+                    current.add(run, folder.name, record["digests"])
+        return {run: _best(run, same, current) for run, same in entries.items()}
 
 
 def is_plan(source: Source) -> bool:
@@ -280,6 +298,17 @@ def _same_places(folder: Path, record: dict[str, Any], places: dict[str, str]) -
     """Whether a run with the configuration of a planned one (its digest says so) also read what that would read."""
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     return _places(config, Path(record["cwd"])) == places
+
+
+def _best(run: Planned, entries: Sequence[Entry], current: Current) -> Found:
+    """Return the run that stands for a planned one: of several, what is done comes first, then the newest."""
+    differs = {folder: current.differing(run, folder.name, record["digests"]) for folder, record in entries}
+    fresh = [entry for entry in entries if not differs[entry[0]]]
+    if fresh:
+        folder, record = max(fresh, key=lambda entry: (entry[1]["status"] == "done", entry[0].name))
+        return Found(_state(record["status"]), folder)
+    newest = max(differs, key=lambda folder: folder.name, default=None)
+    return Found("to run") if newest is None else Found("to run", differs=differs[newest])
 
 
 def _state(status: str) -> State:

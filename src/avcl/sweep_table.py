@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,10 +129,25 @@ def markdown(sweep: Sweep, found: Mapping[Planned, Found], made: list[Section]) 
         lines += [f"## {section.config}: {section.test}", "", *markdown_table(header, body), ""]
         if any(row.label != row.variant for row in section.rows):
             lines += ["=: the same configuration, so the same runs.", ""]
-    missing = [f"* {run.title}: {found[run].state}" for run in sweep.todo if found[run].state != "done"]
+    if versions := code_line(sweep, found):
+        lines += [versions, ""]
+    missing = [f"* {run.title}: {found[run].text}" for run in sweep.todo if found[run].state != "done"]
     if missing:
         lines += ["## Runs that are missing", "", *missing, ""]
     return "\n".join(lines)
+
+
+def code_line(sweep: Sweep, found: Mapping[Planned, Found]) -> str:
+    """Return a line that says that the runs of the table were not all made by the same code; empty where they were."""
+    counts = Counter(
+        json.loads((folder / "run.json").read_text(encoding="utf-8")).get("code", "")
+        for run in sweep.todo
+        if found[run].state == "done" and (folder := found[run].folder) is not None
+    )
+    if len(counts) < 2:
+        return ""
+    listed = (f"{code[:12] or 'not recorded'} ({count} of them)" for code, count in sorted(counts.items()))
+    return f"Code: these runs were made by different states of avcl_core: {', '.join(listed)}."
 
 
 def _mean(values: Mapping[int, float], ideal: float, signed: bool = False) -> str:
@@ -174,6 +190,7 @@ def as_json(sweep: Sweep, found: Mapping[Planned, Found], made: list[Section]) -
                 "variant": run.variant,
                 "seed": run.seed,
                 "state": found[run].state,
+                "differs": list(found[run].differs),
                 "folder": _relative(found[run].folder, sweep.root),
             }
             for run in sweep.runs

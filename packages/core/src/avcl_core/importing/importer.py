@@ -29,6 +29,7 @@ from avcl_core.importing.towers import differing, shape_of, tower_weights, write
 from avcl_core.methods.base import Method
 from avcl_core.ownership import Owners
 from avcl_core.running.assemble import Assembly, assemble, notes
+from avcl_core.running.code import code_digest
 from avcl_core.running.folder import RunFolder
 from avcl_core.running.origin import warm_notes
 from avcl_core.running.provide import Bar, silent
@@ -272,6 +273,7 @@ def _folder(
         "test_selected": dict(marks),
         "imported": {"from": FROM[0], "task": kind, **asdict(done)},
         "libraries": {name: version(name) for name in ("avcl-core", "torch", "timm", "transformers", "lightning")},
+        "code": code_digest(),
         "python": platform.python_version(),
     }
     folder.write_json("run.json", record)

@@ -26,6 +26,7 @@ from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import write_results
 from avcl_core.ownership import digest_tensors
 from avcl_core.running.assemble import Assembly, assemble, describe, notes
+from avcl_core.running.code import code_digest
 from avcl_core.running.folder import RunFolder, Silent
 from avcl_core.running.initial import head_tensors
 from avcl_core.running.lock import only_writer
@@ -232,6 +233,7 @@ def _create(assembly: Assembly, command: Sequence[str], collective: Collective) 
         "init": heads,
         "test_selected": marks,
         "libraries": {name: version(name) for name in ("avcl-core", "torch", "timm", "transformers", "lightning")},
+        "code": code_digest(),
         "python": platform.python_version(),
     }
     folder.write_json("run.json", record)
