@@ -143,6 +143,16 @@ def test_there_is_no_section_without_results_and_no_figure_of_clean_samples_alon
     assert run_robustness(stored(tmp_path, made(CLEAN))).figure is None
 
 
+def test_clean_scores_that_are_not_what_the_run_stored_are_said_below_the_table(tmp_path):
+    record = made(CLEAN, DEAF)
+    assert run_robustness(stored(tmp_path / "plain", record)).note == ""
+    record.stored = {"ave": {"accuracy": 71.0}, "<avs>": {"mean_iou": 0.6, "f_score": 0.5}}
+    note = run_robustness(stored(tmp_path / "other", record)).note
+    assert "ave: clean samples scored 70.50 here, the run stored 71.00 accuracy; " in note
+    assert "<avs>: clean samples scored undefined here, the run stored 0.5000 f_score. " in note
+    assert note in write_robustness(record, "er")
+
+
 def test_inputs_that_no_corruption_reaches_are_named():
     record = made(CLEAN, DEAF)
     record.tests[0].unchanged = ["motion"]

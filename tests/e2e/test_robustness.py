@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from avcl_core.data.corruptions import CLEAN, parse_corruption
-from avcl_core.errors import ConfigError, IntegrityError, RunError, Stopped
+from avcl_core.errors import ConfigError, IntegrityError, Stopped
 from avcl_core.evaluation.robustness import FILE, read_robustness
 from avcl_core.running.launch import Console, Restored, restore
 from avcl_core.running.robustness import evaluate_corrupted
@@ -36,7 +36,8 @@ def evaluate(run: Path, asked: str = ASKED, **how) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
+    found = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
 
 
 @pytest.fixture
@@ -142,13 +143,16 @@ def test_results_of_another_model_are_not_mixed_in_and_a_damaged_file_is_named(r
         evaluate(run, "clean")
 
 
-def test_a_run_that_stored_other_results_is_found_out(run: Path):
+def test_a_run_that_stored_other_results_is_found_out_and_evaluated_all_the_same(run: Path):
     lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     lines[-1]["metrics"][lines[-1]["primary"]] += 1
     (run / "results.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    with pytest.raises(RunError, match=r"clean samples of \['avvp'\] score differently"):
-        evaluate(run)
-    assert not (run / FILE).exists()
+    folder = evaluate(run, "[missing:audio]")
+    record = read_robustness(run / FILE)
+    assert list(record.stored) == ["avvp"]
+    assert record.stored["avvp"][lines[-1]["primary"]] == lines[-1]["metrics"][lines[-1]["primary"]]
+    assert [found.corruption for found in record.results] == [CLEAN, "missing:audio"]
+    assert "Not what the run stored: avvp: clean samples scored" in (folder / "table.md").read_text()
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_evaluated(run: Path, calls: list[str]):

@@ -18,6 +18,7 @@ from avcl_core.evaluation.robustness import (
     TestEntry,
     read_robustness,
     signed,
+    stored_note,
     unchanged_note,
 )
 from avcl_core.evaluation.table import DASH, format_score
@@ -51,7 +52,7 @@ class Corrupted:
         last: whether that is the run's last commit.
         controls: trivial predictor → score per test set.
         columns: (test set, tower, kind of expert) of the second table, empty where no router told its weights.
-        note: a sentence on inputs that no corruption reaches.
+        note: sentences on inputs that no corruption reaches, and on clean scores that are not what the run stored.
         figure: SVG document, or nothing where only clean samples were evaluated.
     """
 
@@ -88,7 +89,7 @@ def run_robustness(folder: Path) -> Corrupted | None:
             name: tuple(_plain(record.controls(test).get(name), test.ideal) for test in record.tests) for name in names
         },
         columns=columns,
-        note=unchanged_note(record),
+        note=" ".join(filter(None, (unchanged_note(record), stored_note(record)))),
         figure=_draw(record) if len(record.results) > 1 else None,
     )
 

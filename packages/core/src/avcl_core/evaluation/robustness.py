@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from avcl_core.evaluation.evaluator import Evaluation
     from avcl_core.task import Task
 
-FORMAT = 1
+FORMAT = 2
 """Counts changes of the file and of what corruptions do: results of another format are not compared."""
 CLEAN_TITLE = "clean samples"
 FILE = Path("evaluations", "robustness", "robustness.json")
@@ -74,6 +74,8 @@ class Robustness(_Record):
         commit: tag of the commit, ``when``: where in the stream it was made, such as ``after ave``.
         split: another split than that of the test sets, or ``None``.
         modalities: what prediction sees without corruption.
+        stored: test set → metrics that the run itself stored, where clean samples score differently here: on another device, with
+            another number of threads or another build of torch.
     """
 
     format: int
@@ -84,6 +86,11 @@ class Robustness(_Record):
     modalities: list[str]
     tests: list[TestEntry]
     results: list[Finished]
+    stored: dict[str, dict[str, float]] = {}
+
+    @field_serializer("stored", when_used="json")
+    def _stored(self, values: dict[str, dict[str, float]]) -> dict[str, Any]:
+        return {test: {name: encode_number(value) for name, value in found.items()} for test, found in values.items()}
 
     def find(self, corruption: str) -> Finished | None:
         """Return the result of a corruption by its text form."""
@@ -198,8 +205,7 @@ def write_robustness(record: Robustness, method: str) -> str:
     lines.append("Rows in italics are trivial predictors on the clean samples.")
     if low:
         lines.append("† not above the best of them.")
-    if note := unchanged_note(record):
-        lines.append(note)
+    lines += [note for note in (unchanged_note(record), stored_note(record)) if note]
     weighed = record.weighed()
     if weighed:
         lines += ["", "## Mean router weight by kind of expert", ""]
@@ -216,6 +222,37 @@ def unchanged_note(record: Robustness) -> str:
     """Return a sentence on inputs that no corruption changes, empty where there are none."""
     names = [f"{name} of {test.name}" for test in record.tests for name in test.unchanged]
     return f"As stored under noise, blur and occlusion: {', '.join(names)}." if names else ""
+
+
+def stored_note(record: Robustness) -> str:
+    """Return a sentence on clean samples that score differently from what the run stored, empty where there are none."""
+    clean = record.find(CLEAN)
+    if clean is None or not record.stored:
+        return ""
+    tests = {test.name: test for test in record.tests}
+    found = [
+        f"{name}: {differing(clean.scores[name].metrics, values, tests[name].primary, tests[name].ideal)}"
+        for name, values in record.stored.items()
+    ]
+    return f"Not what the run stored: {'; '.join(found)}. Differences above are to the clean samples as scored here."
+
+
+def differing(here: Mapping[str, float], stored: Mapping[str, float], primary: str, ideal: float) -> str:
+    """Return how two sets of metrics differ: the primary metric if it does, else the first one, and how many more."""
+    names = [primary, *sorted({*here, *stored} - {primary})]
+    unequal = [n for n in names if n not in here or n not in stored or not _same(here[n], stored[n])]
+    if not unequal:
+        return "the same metrics, another primary one"
+    name, *more = unequal
+    texts: Sequence[str] = [format_score(values.get(name), ideal) for values in (here, stored)]
+    if texts[0] == texts[1]:
+        texts = [str(values.get(name)) for values in (here, stored)]
+    others = f" (and {len(more)} more metrics)" if len(more) > 1 else " (and one more metric)" if more else ""
+    return f"clean samples scored {texts[0]} here, the run stored {texts[1]} {name}{others}"
+
+
+def _same(one: float, other: float) -> bool:
+    return encode_number(one) == encode_number(other)
 
 
 def signed(change: float, ideal: float) -> str:

@@ -6,10 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from avcl_core.data.corruptions import CLEAN, KINDS, Corruption, parse_corruptions
-from avcl_core.errors import IntegrityError, RunError, Stopped
+from avcl_core.errors import Stopped
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.robustness import (
     CLEAN_TITLE,
@@ -18,17 +17,17 @@ from avcl_core.evaluation.robustness import (
     Finished,
     Robustness,
     TestEntry,
+    differing,
     read_robustness,
     score_of,
     test_entry,
     write_robustness,
 )
+from avcl_core.evaluation.usage_file import add_usage, prune_usage, usage_file
 from avcl_core.running.launch import Console, Restored, Tested, restore
 from avcl_core.running.lock import only_writer
 from avcl_core.training.checkpoint import file_digest, replace_text
 from avcl_core.training.preemption import Preemption
-
-USAGE = "expert_usage.json"
 
 
 def evaluate_corrupted(
@@ -41,9 +40,10 @@ def evaluate_corrupted(
 ) -> Path | None:
     """Evaluate a commit of a run on all test sets of its session under each corruption, and first of all under none.
 
-    Writes ``robustness.json``, ``table.md`` and, of models with experts, ``expert_usage.json`` to ``evaluations/robustness`` (the
-    folder has the names of another commit, split or modalities as suffixes), after each corruption. A corruption that the
-    file has for the same commit, split and modalities is not evaluated again.
+    Writes ``robustness.json``, ``table.md`` and, of models with experts, ``results/expert_usage.json`` (its rows are the
+    corruptions) to ``evaluations/robustness`` (the folder has the names of another commit, split or modalities as suffixes), after
+    each corruption. A corruption that ``robustness.json`` has for the same commit, split and modalities is not evaluated again.
+    Clean samples that score differently from what the run stored, as on another device, are no error: all files say so.
 
     Args:
         asked: corruptions as :func:`parse_corruptions` takes them; the other arguments as in :func:`launch.evaluate`.
@@ -53,7 +53,7 @@ def evaluate_corrupted(
 
     Raises:
         ConfigError: a corruption is wrong, or does not fit what the run uses; before anything is evaluated.
-        RunError: clean samples score differently from what the run itself stored.
+        RunError: another process is writing to the folder.
         Stopped: the user asked for it; the same command goes on.
     """
     parse_corruptions(asked, ("audio", "visual"))  # a wrong name should not wait for a model
@@ -87,9 +87,8 @@ def _evaluate(
 ) -> Path:
     first, path = run.collective.rank == 0, folder / FILE.name
     # The first rank alone reads, so that all ranks skip the same corruptions.
-    kept, usage = run.collective.join(_kept(folder, digest, run.console) if first else None)[0]
+    record: Robustness | None = run.collective.join(_kept(folder, digest, run.console) if first else None)[0]
     wanted: list[Corruption | None] = [None, *corruptions]
-    record: Robustness | None = kept
     record_of_run = RunRecord.load(run.trainer.store.folder.parent)
     matrix = record_of_run.matrix if own and split is None else None
     left = [c for c in wanted if record is None or record.find(_text(c)) is None]
@@ -107,23 +106,30 @@ def _evaluate(
                     found[test.name] = run.evaluate(test, split, matrix if corruption is None else None)
                 except Stopped:
                     raise _stopped(preemption, number, len(left)) from None
-        differing = [name for name, tested in found.items() if not tested.agrees]
-        if differing:
-            raise RunError(
-                f"{folder.parents[1]}: clean samples of {differing} score differently from what the run stored"
-            )
         if not first:
             continue
+        stored = {
+            name: tested.stored for name, tested in found.items() if not tested.agrees and tested.stored is not None
+        }
+        for name, cell in stored.items():
+            task, metrics = found[name].task, found[name].evaluation.metrics
+            run.console.say(f"{name}: {differing(metrics, cell.metrics, task.primary, task.ideal)}; recorded")
         result = Finished(
             corruption=_text(corruption),
             title=CLEAN_TITLE if corruption is None else corruption.title,
             scores={name: score_of(tested.evaluation) for name, tested in found.items()},
         )
         tests = [_entry(name, tested, sets[name]) for name, tested in found.items()]
+        if record is None:
+            # Of another model or setting, or without a record of what it is of.
+            for earlier in (path, usage_file(folder)):
+                earlier.unlink(missing_ok=True)
         record = _joined(run, record, result, tests, digest, split)
-        usage[result.corruption] = {n: t.evaluation.usage for n, t in found.items() if t.evaluation.usage is not None}
-        if usage[result.corruption]:
-            replace_text(folder / USAGE, json.dumps({"digest": digest, "usage": usage}) + "\n")
+        if corruption is None:
+            record.stored = {name: dict(cell.metrics) for name, cell in stored.items()}
+        for name, tested in found.items():
+            if tested.evaluation.usage is not None:
+                add_usage(usage_file(folder), result.corruption, name, tested.evaluation.usage)
         # Last, because a corruption that this file has counts as finished.
         replace_text(path, record.model_dump_json(indent=1) + "\n")
         replace_text(folder / "table.md", write_robustness(record, record_of_run.method))
@@ -150,23 +156,20 @@ def _joined(
         modalities=list(run.assembly.loader.seen),
         tests=tests,
         results=results,
+        stored={} if record is None else record.stored,
     )
 
 
-def _kept(folder: Path, digest: str, console: Console) -> tuple[Robustness | None, dict[str, Any]]:
-    """Return the record that an earlier call left, if it is of the same digest, and its expert usage."""
+def _kept(folder: Path, digest: str, console: Console) -> Robustness | None:
+    """Return the record that an earlier call left, if it is of the same digest; expert usage that it does not have is dropped."""
     record = read_robustness(folder / FILE.name)
     if record is None:
-        return None, {}
+        return None
     if record.digest != digest or record.format != FORMAT:
         console.say(f"{folder / FILE.name}: of another model or setting; everything is evaluated again")
-        return None, {}
-    path = folder / USAGE
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"digest": digest, "usage": {}}
-        return record, kept["usage"] if kept["digest"] == digest else {}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path}: {error!r}; remove the folder and evaluate the corruptions again") from error
+        return None
+    prune_usage(usage_file(folder), {(found.corruption, test) for found in record.results for test in found.scores})
+    return record
 
 
 def _check(run: Restored, corruptions: Sequence[Corruption], split: str | None) -> dict[str, list[str]]:
