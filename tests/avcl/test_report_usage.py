@@ -16,7 +16,7 @@ from avcl_core.collective import Collective
 from avcl_core.errors import IntegrityError
 from avcl_core.evaluation.evaluator import Evaluation
 from avcl_core.evaluation.usage import Usage, UsageCounter
-from avcl_core.evaluation.usage_file import usage_file
+from avcl_core.evaluation.usage_file import add_usage, usage_file
 from avcl_core.running.folder import RunFolder
 from avcl_core.stream import Experience, concatenation
 from avcl_core.trace import Trace
@@ -126,6 +126,25 @@ def test_other_evaluations_are_listed(run):
     assert "In other evaluations" in said
     assert "visual only: ave 2 visual 0.500" in said
     assert "visual only: avqa" not in said  # what the run itself has
+
+
+def test_corruptions_are_a_table_of_totals_and_nothing_else(run):
+    plain = section(run)
+    path = usage_file(run / "evaluations" / "robustness")
+    names = ["clean", "missing:audio", *(f"audio_noise:{level}" for level in range(8))]
+    for number, name in enumerate(names):
+        for test in TESTS:
+            add_usage(path, name, test, usage(0.5 + number / 20))
+    source = section(run)
+    said = words(source)
+    assert "In other evaluations" not in said
+    for test in TESTS:
+        assert said.count(f"{test} under corruptions totals over all sites of a tower; robustness") == 1
+    for name in names:
+        assert source.count(f"<th>{name}</th>") == len(TESTS), "once for each test set"
+    assert "missing:audio 2 visual 0.500 0.500" in said
+    assert source.count("<svg") == plain.count("<svg")
+    assert [source.count(f">{test}: visual<") for test in TESTS] == [plain.count(f">{test}: visual<") for test in TESTS]
 
 
 def test_a_model_that_diverged_has_a_report(tmp_path):

@@ -17,6 +17,8 @@ from avcl_core.evaluation.usage_file import TestUsage, Told, read_usage, usage_f
 
 WEIGHT = LinearSegmentedColormap.from_list("weight", ["#a33600", "#f2c9a8", "#ffffff", "#9dc3e2", "#0b3c6b"], N=257)
 _PAGE_ORDER = ("visual", "audio")
+EVALUATION = "evaluation"
+"""The one row of an evaluation's statistics; those of a run under corruptions have a row per corruption."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,15 @@ class UsedIn:
 
 
 @dataclass(frozen=True)
+class UnderCorruptions:
+    """Totals of one test set under each corruption; ``evaluation``: the folder that has them."""
+
+    evaluation: str
+    test: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
 class UsageView:
     """What a page shows.
 
@@ -82,12 +93,14 @@ class UsageView:
         experts: names of the experts, of the model with most of them.
         towers: in the order of the panels.
         evaluations: totals of what was evaluated apart from the run: another split, a missing modality.
+        corruptions: totals under corruptions.
     """
 
     tests: tuple[UsedIn, ...]
     experts: tuple[str, ...]
     towers: tuple[str, ...]
     evaluations: tuple[Line, ...]
+    corruptions: tuple[UnderCorruptions, ...]
 
 
 def run_usage(folder: Path, summary: Summary) -> UsageView | None:
@@ -105,17 +118,22 @@ def run_usage(folder: Path, summary: Summary) -> UsageView | None:
     if not tests:
         return None
     towers = _ordered(tower for _, _, usage in tests for tower in usage.total)
-    apart, own = [], [usage for _, _, usage in tests]
+    apart, corrupted, own = [], {}, [usage for _, _, usage in tests]
     for path in sorted(folder.glob("evaluations/*/results/expert_usage.json")):
-        for found in read_usage(path).values():
+        name = path.parts[-3]
+        for row, found in read_usage(path).items():
             for test, usage in found.items():
-                if usage not in own:  # the same model on the same samples again
-                    apart += _lines(f"{path.parts[-3]}: {test}", usage.total, usage.samples, towers)
+                if row != EVALUATION:
+                    lines = _lines(row, usage.total, usage.samples, towers)
+                    corrupted.setdefault((name, test), []).extend(lines)
+                elif usage not in own:  # the same model on the same samples again
+                    apart += _lines(f"{name}: {test}", usage.total, usage.samples, towers)
     return UsageView(
         tests=tuple(_used(test, after, usage, towers) for test, after, usage in tests),
         experts=max((_experts(told) for _, _, usage in tests for told in usage.total.values()), key=len),
         towers=towers,
         evaluations=tuple(apart),
+        corruptions=tuple(UnderCorruptions(name, test, tuple(lines)) for (name, test), lines in corrupted.items()),
     )
 
 
