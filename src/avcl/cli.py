@@ -78,7 +78,8 @@ def evaluate(
     """Evaluate a commit of a run again.
 
     Writes predictions and says whether the metrics equal what the run stored. split=val judges another split,
-    modalities=visual|audio hides the other input.
+    modalities=visual|audio hides the other input. features=true also writes the towers' features, averaged per sample, which
+    the report then shows as a t-SNE map.
 
     corruptions=standard evaluates the run with missing, noisy, blurred and covered inputs instead, and writes the table of what
     is left of each score; or name them: corruptions=[missing:audio,audio_noise:10,frame_blur:0.05,frame_occlusion:0.25,
@@ -99,7 +100,7 @@ def evaluate(
         show_table(written)
         return
     with console() as shown:
-        found = judge(run, tag, shown, how.split, how.modalities)
+        found = judge(run, tag, shown, how.split, how.modalities, how.features)
     if found:
         write_evaluation(run, how.name(tag or "latest"), found, print)
 

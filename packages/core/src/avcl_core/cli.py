@@ -17,7 +17,7 @@ Arguments = Annotated[
 TestArguments = Annotated[
     list[str] | None, typer.Argument(metavar="RUN|KEY=VALUE", help="Run folder; or run=, checkpoint=, runs=, ….")
 ]
-TEST_KEYS = ("run", "checkpoint", "runs", "split", "modalities", "corruptions")
+TEST_KEYS = ("run", "checkpoint", "runs", "split", "modalities", "corruptions", "features")
 
 
 def task_app(task: str, extend: Callable[[typer.Typer], None] = lambda app: None) -> Callable[[], None]:
@@ -41,8 +41,9 @@ def task_app(task: str, extend: Callable[[typer.Typer], None] = lambda app: None
 
         RUN (or run=RUN) is a run folder, checkpoint=RUN/checkpoints/TAG one of its commits; runs=FOLDER is where to look.
         split=val judges another split, modalities=visual|audio hides the other input, corruptions=standard or
-        corruptions=[missing:audio,audio_noise:10] writes a table of missing and corrupted modalities. An option of the task
-        (setting=…) asks for the newest run with it. A package may add further keys.
+        corruptions=[missing:audio,audio_noise:10] writes a table of missing and corrupted modalities. features=true also
+        writes mean features, which the report maps. An option of the task (setting=…) asks for the newest run with it. A
+        package may add further keys.
         """
         _test(task, arguments or [])
 
@@ -119,7 +120,7 @@ def _test(task: str, arguments: list[str]) -> None:
         show_table(written)
         return
     with console() as shown:
-        found = evaluate(folder, tag, shown, how.split, how.modalities)
+        found = evaluate(folder, tag, shown, how.split, how.modalities, how.features)
     if not found:
         return
     written = write_evaluation(folder, how.name(tag or "latest"), found, print)

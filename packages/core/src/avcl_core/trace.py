@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,14 +20,20 @@ class Trace:
     * ``residual`` ``[rows]``: size of what the module adds, relative to the tokens that it adds to;
     * anything else ``[rows]``: a number per row, of which the mean is reported.
 
+    Args:
+        wants_features: whether the listener wants features; without, telling them costs nothing.
+
     Attributes:
         frames: rows per sample; the model sets it.
+        features: modality → mean of a tower's final tokens ``[b, C]``, one row per sample; empty where nobody wants them.
         observed: site → name → value.
         constants: site → name → list or tensor, for what does not depend on the sample: ``experts`` (their names), gate values.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wants_features: bool = False) -> None:
+        self.wants_features = wants_features
         self.frames = 1
+        self.features: dict[str, Tensor] = {}
         self.observed: dict[str, dict[str, Tensor]] = {}
         self.constants: dict[str, dict[str, list | Tensor]] = {}
 
@@ -48,6 +54,19 @@ class Trace:
         kept = values.detach() if isinstance(values, Tensor) else list(values)
         self.constants.setdefault(site, {})[name] = kept
 
+    def tell_features(self, final: Mapping[str, Tensor]) -> None:
+        """Keep the means over seconds and tokens of final features ``[b, T, N, C]``, in float32, if they are wanted.
+
+        Raises:
+            ValueError: a modality has told its features before.
+        """
+        if not self.wants_features:
+            return
+        for name, value in final.items():
+            if name in self.features:
+                raise ValueError(f"the features of {name!r} are told twice in one prediction")
+            self.features[name] = value.detach().float().mean((1, 2))
+
     def of(self, rows: Tensor, total: int) -> Trace:
         """Return a view for a module that runs on the rows ``rows`` (indices) of ``total``; what it puts lands here in place.
 
@@ -62,6 +81,7 @@ class _Part(Trace):
     def __init__(self, whole: Trace, rows: Tensor, total: int) -> None:
         self.whole, self.rows, self.total = whole, rows, total
         self.frames, self.observed, self.constants = whole.frames, whole.observed, whole.constants
+        self.wants_features, self.features = False, whole.features  # features are of the whole batch
 
     def put(self, site: str, name: str, value: Tensor) -> None:
         known = self.observed.setdefault(site, {})

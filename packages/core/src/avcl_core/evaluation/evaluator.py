@@ -9,6 +9,7 @@ import numpy as np
 
 from avcl_core.collective import Collective
 from avcl_core.evaluation.examples import COUNT, Example
+from avcl_core.evaluation.saved_features import FeatureMeans, SavedFeatures
 from avcl_core.evaluation.usage import Usage, UsageCounter
 from avcl_core.methods.base import Method
 from avcl_core.seeding import ordered
@@ -22,7 +23,7 @@ from avcl_core.training.loader import Loader
 class Evaluation:
     """Metrics of one split, with the predictions that they were computed from and some samples to look at.
 
-    ``usage`` says how the model's experts were used; ``None`` where it has nothing to tell.
+    ``usage`` says how the model's experts were used; ``None`` where it has nothing to tell. ``features`` is there where asked for.
     """
 
     metrics: Mapping[str, float]
@@ -30,6 +31,7 @@ class Evaluation:
     predictions: Mapping[str, Prediction]
     examples: Sequence[Example] = ()
     usage: Usage | None = None
+    features: SavedFeatures | None = None
 
 
 class Evaluator:
@@ -50,17 +52,27 @@ class Evaluator:
         self._trivial: dict[str, float] = {}
 
     def predict(
-        self, method: Method, experience: Experience, split: str, counter: UsageCounter | None = None
+        self,
+        method: Method,
+        experience: Experience,
+        split: str,
+        counter: UsageCounter | None = None,
+        means: FeatureMeans | None = None,
     ) -> dict[str, Prediction]:
-        """Return key → decoded prediction for a split, in key order of the experience; ``counter`` takes this rank's traces."""
+        """Return key → decoded prediction for a split, in key order of the experience.
+
+        ``counter`` and ``means`` take what this rank's traces heard.
+        """
         mine = experience.keys(split)[self.collective.rank :: self.collective.world]
         found: dict[str, Prediction] = {}
         for batch in self.loader.batches(experience, split, self.size, mine):
             self.check()
-            trace = Trace() if counter is not None else None
+            trace = Trace(means is not None) if counter is not None or means is not None else None
             decoded = method.predict(batch.question(self.hidden), trace)
             if counter is not None and trace is not None:
                 counter.add(trace, batch.keys)
+            if means is not None and trace is not None:
+                means.add(trace, batch.keys)
             arrays = {name: value.cpu().numpy() for name, value in decoded.items()}
             for row, key in enumerate(batch.keys):
                 found[key] = {name: value[row] for name, value in arrays.items()}
@@ -69,11 +81,22 @@ class Evaluator:
             merged |= part
         return {key: merged[key] for key in experience.keys(split)}
 
-    def evaluate(self, method: Method, task: Task, experience: Experience, split: str) -> Evaluation:
-        """Predict and score a split; controls are trivial predictors and the predictions dealt out to other samples."""
+    def evaluate(
+        self, method: Method, task: Task, experience: Experience, split: str, features: bool = False
+    ) -> Evaluation:
+        """Predict and score a split; controls are trivial predictors and the predictions dealt out to other samples.
+
+        Args:
+            features: whether to return the towers' mean final features beside the predictions.
+
+        Raises:
+            RunError: features are asked of a model that tells none.
+        """
         targets = self.loader.targets(experience, split)
-        counter = UsageCounter({key: task.groups(key, target) for key, target in targets.items()})
-        predictions = self.predict(method, experience, split, counter)
+        groups = {key: task.groups(key, target) for key, target in targets.items()}
+        counter = UsageCounter(groups)
+        means = FeatureMeans(groups) if features else None
+        predictions = self.predict(method, experience, split, counter, means)
         controls = task.controls(self.loader.targets(experience, "train"), targets)
         if _vary(targets):  # where every sample has the same truth, dealing predictions out changes nothing
             controls["shuffled predictions"] = task.score(_dealt(predictions), targets)
@@ -82,7 +105,8 @@ class Evaluator:
             {key: predictions[key] for key in shown}, {key: targets[key] for key in shown}, task.dataset(split)
         )
         usage = counter.usage(self.collective)
-        return Evaluation(task.score(predictions, targets), controls, predictions, examples, usage)
+        saved = None if means is None else means.joined(list(predictions), self.collective)
+        return Evaluation(task.score(predictions, targets), controls, predictions, examples, usage, saved)
 
     def skill(self, task: Task, experience: Experience, metrics: Mapping[str, float]) -> float:
         """Return the primary metric as a skill score: 0 for the best trivial predictor of the selection split, 1 if perfect.

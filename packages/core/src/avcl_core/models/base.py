@@ -250,6 +250,8 @@ class Model(nn.Module):
             found = walk.walk({n: tokens[n] for n in names}, {n: aux[n] for n in names}, self.sites, inner)
             final.update({n: _clips(value, frames) for n, value in found.final.items()})
             stages.update({n: tuple(_clips(v, frames) for v in values) for n, values in found.stages.items()})
+        if ctx.trace is not None:
+            ctx.trace.tell_features(final)
         return Features(final, stages, self._plain(batch))
 
     def plain_walk(self, modality: str) -> DualStream:

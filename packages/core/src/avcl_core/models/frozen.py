@@ -65,6 +65,8 @@ class Frozen(Model):
             found = self.kept.features(walk, value.flatten(0, 1))
             final[name] = found.final[name].unflatten(0, value.shape[:2])
             stages[name] = tuple(part.unflatten(0, value.shape[:2]) for part in found.stages[name])
+        if ctx.trace is not None:
+            ctx.trace.tell_features(final)
         return Features(final, stages, self._plain(batch))
 
     def plain_walk(self, modality: str) -> DualStream:

@@ -1,4 +1,4 @@
-"""What a user may ask of an evaluation, as KEY=VALUE: another split, less to see, corruptions."""
+"""What a user may ask of an evaluation, as KEY=VALUE: another split, less to see, corruptions, features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from avcl_core.config.run import modality_names
 from avcl_core.errors import ConfigError, nearest
 
-KEYS = ("split", "modalities", "corruptions")
+KEYS = ("split", "modalities", "corruptions", "features")
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,13 @@ class Asked:
         split: another split than that of the test sets.
         modalities: what prediction sees, if not what the run saw.
         corruptions: a list of corruptions as text.
+        features: whether to write the towers' mean final features too.
     """
 
     split: str | None = None
     modalities: tuple[str, ...] | None = None
     corruptions: str | None = None
+    features: bool = False
 
     def name(self, first: str) -> str:
         """Return the name of the folder below ``evaluations`` that begins with ``first``."""
@@ -36,7 +38,12 @@ def asked(command: str, given: Mapping[str, str]) -> Asked:
     modalities = modality_names(given["modalities"]) if "modalities" in given else None
     for modality in modalities or ():
         choice(command, {"modalities": modality}, "modalities", ("visual", "audio"))
-    return Asked(split, None if modalities is None else tuple(modalities), given.get("corruptions"))
+    features = choice(command, given, "features", ("true", "false")) == "true"
+    if features and "corruptions" in given:
+        raise ConfigError(
+            f"{command} features=true: is of one evaluation, corruptions= asks for several; give one of them"
+        )
+    return Asked(split, None if modalities is None else tuple(modalities), given.get("corruptions"), features)
 
 
 def choice(command: str, given: Mapping[str, str], key: str, values: tuple[str, ...]) -> str | None:

@@ -143,11 +143,11 @@ class Restored:
         word = "during" if at.phase == "train" else "before" if at.phase == "before" and at.session == 0 else "after"
         return f"{word} {self.row}"
 
-    def evaluate(self, test: TestSet, split: str | None, matrix: ResultMatrix | None) -> Tested:
+    def evaluate(self, test: TestSet, split: str | None, matrix: ResultMatrix | None, features: bool = False) -> Tested:
         """Evaluate one test set (or another split of its experience), beside what ``matrix`` has for the same row."""
         experience = self.assembly.stream.experience(test.experience)
         task = self.assembly.tasks[experience.task]
-        found = self.trainer.evaluator.evaluate(self.trainer.method, task, experience, split or test.split)
+        found = self.trainer.evaluator.evaluate(self.trainer.method, task, experience, split or test.split, features)
         return Tested(task, found, None if matrix is None else matrix.cell(self.row, test.name))
 
 
@@ -181,19 +181,21 @@ def evaluate(
     console: Console,
     split: str | None = None,
     modalities: Sequence[str] | None = None,
+    features: bool = False,
 ) -> dict[str, Tested]:
     """Evaluate a commit of a run (the latest by default) on the test sets of its session, without changing the run.
 
     Args:
         split: another split than that of the test sets.
         modalities: what prediction sees, if not what the run saw.
+        features: whether to return the towers' mean final features too.
 
     Returns:
         test set → what was found; nothing on ranks other than the first.
     """
     run = restore(path, tag, console, modalities)
     matrix = RunRecord.load(path).matrix if split is None and modalities is None else None
-    found = {test.name: run.evaluate(test, split, matrix) for test in run.tests}
+    found = {test.name: run.evaluate(test, split, matrix, features) for test in run.tests}
     return found if run.collective.rank == 0 else {}
 
 

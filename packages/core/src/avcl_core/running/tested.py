@@ -10,6 +10,7 @@ from avcl_core.config.load import read
 from avcl_core.config.run import load_run
 from avcl_core.errors import AvclError, IntegrityError, RunError
 from avcl_core.evaluation.evaluator import Evaluation
+from avcl_core.evaluation.saved_features import FOLDER, write_features
 from avcl_core.evaluation.table import format_score
 from avcl_core.evaluation.usage_file import usage_file
 from avcl_core.running.folder import RunFolder
@@ -68,7 +69,8 @@ def write_evaluation(run: Path, name: str, found: Mapping[str, Tested], say: Cal
     """
     folder = RunFolder(run / "evaluations" / name)
     folder.path.mkdir(parents=True, exist_ok=True)
-    for earlier in (folder.path / "results.jsonl", usage_file(folder.path)):
+    stale = [*(folder.path / FOLDER).glob("*.npz")]  # of another evaluation, perhaps of another commit
+    for earlier in (folder.path / "results.jsonl", usage_file(folder.path), *stale):
         earlier.unlink(missing_ok=True)
     for test, tested in found.items():
         task, evaluation = tested.task, tested.evaluation
@@ -84,6 +86,8 @@ def write_evaluation(run: Path, name: str, found: Mapping[str, Tested], say: Cal
             "oracles": sorted(task.oracles),
         }
         folder.result(record, evaluation, task.pack)
+        if evaluation.features is not None:
+            write_features(folder.path, test, evaluation.features)
         for line in (f"{test}: {len(evaluation.predictions)} samples", *result_block(task, evaluation)):
             say(line)
         if tested.stored is not None and tested.agrees:
