@@ -14,6 +14,7 @@ from markupsafe import Markup
 from avcl.report.comparison import Group, StreamComparison, compare
 from avcl.report.comparison_figures import comparison_figures
 from avcl.report.examples import run_examples
+from avcl.report.features import run_features
 from avcl.report.figures import above_control, control_of, run_figures
 from avcl.report.robustness import run_robustness
 from avcl.report.style import inline
@@ -58,6 +59,8 @@ def render_run(folder: Path, out: Path | None = None) -> Path:
     robustness = run_robustness(folder)
     if robustness is not None and robustness.figure is not None:
         figures["robustness"] = robustness.figure
+    features = run_features(folder, summary)
+    figures |= {found.name: found.figure for found in features}
     target = folder / "results" / "figures"
     target.mkdir(parents=True, exist_ok=True)
     for name, svg in figures.items():
@@ -73,6 +76,7 @@ def render_run(folder: Path, out: Path | None = None) -> Path:
                 for name, svg in figures.items()
             },
             examples=examples,
+            features=features,
             robustness=robustness,
             usage=usage,
             bars={test.name: _bar(test) for test in summary.tests},
