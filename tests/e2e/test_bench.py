@@ -105,6 +105,14 @@ def test_only_what_nobody_named_is_replaced(tmp_path, monkeypatch) -> None:
     assert substitutes(path, [*named, f"towers.visual.checkpoint={weights}"]) == []
 
 
+def test_a_generated_world_stands_in_without_what_it_does_not_hold(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, added = named_source(["task=avvp", "method=avmoe", "size=full"])
+    assert "tasks.avvp.motion=false" in added
+    _, added = named_source(["task=avvp", "method=avmoe", "size=full", "data.root=elsewhere"])
+    assert not [text for text in added if text.startswith("tasks.")]
+
+
 def test_sizes_are_told_before_a_run(overrides: list[str]) -> None:
     from avcl_core.running.assemble import assemble, describe
     from avcl_core.running.launch import launch_fabric

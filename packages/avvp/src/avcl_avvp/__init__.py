@@ -32,5 +32,6 @@ plugin = TaskPackage(
     layout=late("avcl_avvp.layout:layout"),
     compose=late("avcl_avvp.world:compose"),
     world_size=WorldSize(train=160, val=48, test=80),
+    world_options={"motion": False},
     published={"avvp": late("avcl_avvp.authors:checkpoint")},
 )

@@ -51,6 +51,7 @@ class TaskPackage:
         compose: writes a generated world in the published layout: ``(bank, size, seed, out, workers, progress)``.
         world_size: number of clips per split of the embedded world.
         data: name of the data set, where two tasks share one; by default the task's name.
+        world_options: options that a generated world needs, because it does not hold what another value asks for.
         exports: what ``<task> test NAME=true`` writes beside the predictions: ``(folder, task, evaluation)``.
         source: options of reading the published layout (``avcl data prepare TASK SOURCE key=value``).
         published: kinds of checkpoints of the papers' code that can be imported, by the name that ``--task`` takes.
@@ -65,6 +66,7 @@ class TaskPackage:
     world_size: WorldSize
     data: str = ""
     source: type[BaseModel] = Options
+    world_options: Mapping[str, Any] = field(default_factory=dict)
     exports: Mapping[str, Callable[[Path, Task, Evaluation], None]] = field(default_factory=dict)
     published: Mapping[str, Callable[[], Published]] = field(default_factory=dict)
 

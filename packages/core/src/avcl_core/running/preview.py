@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def substitutes(path: Path, overrides: Sequence[str]) -> list[str]:
         if not all(any(folder) for folder in folders):
             world = yaml.safe_dump({"bank": "procedural", "scale": SCALE}, default_flow_style=True).strip()
             found += [f"data.root={STAND_IN}", f"data.world={world}"]
+            for name in options.stream.tasks:
+                given, needed = options.tasks.get(name, {}), plugins.load("task", name).world_options
+                found += [
+                    f"tasks.{name}.{key}={json.dumps(value)}"
+                    for key, value in needed.items()
+                    if given.get(key, value) != value
+                ]
     return found
 
 
