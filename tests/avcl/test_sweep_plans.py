@@ -211,14 +211,15 @@ def test_shipped_plans_are_valid() -> None:
     folders = ["data.world.images=mnist", "data.world.sounds=fsdd"]
     found = {
         name: load_sweep(find_plan(name), folders if name == "avmoe_digits" else [])
-        for name in ("avmoe", "avmoe_digits", "avmoe_ablations")
+        for name in ("avmoe", "avmoe_avqa", "avmoe_digits", "avmoe_ablations")
     }
     assert {name: (len(sweep.runs), len(sweep.plan.configs)) for name, sweep in found.items()} == {
-        "avmoe": (60, 5),
+        "avmoe": (48, 4),
+        "avmoe_avqa": (12, 1),
         "avmoe_digits": (36, 3),
         "avmoe_ablations": (120, 5),
     }
-    for name in ("avmoe", "avmoe_digits"):
+    for name in ("avmoe", "avmoe_avqa", "avmoe_digits"):
         for run in found[name].runs:
             assert run.label == run.variant, "every control is another model"
             if run.variant == "frozen towers":
