@@ -17,7 +17,26 @@ def test_every_shipped_configuration_has_a_case_here():
         "digits",
         "supervised",
         "weak",
+        "ave_avmoe",
+        "ave_avmoe_warm",
+        "ave_avmoe_embedded",
+        "ave_avmoe_digits",
     }
+
+
+@pytest.mark.parametrize("name", ["ave_avmoe", "ave_avmoe_warm"])
+def test_avmoe_as_published(name: str):
+    """The model of avmoe.md 3.8 with the recipe of 4.1."""
+    options, parts = load(name)
+    model = parts.model.model_dump()
+    assert {key: model[key] for key in ("cross_experts", "uni_experts", "skip", "reduction", "groups", "latents")} == {
+        "cross_experts": 1, "uni_experts": 1, "skip": 2, "reduction": 8, "groups": 2, "latents": 32,
+    }  # fmt: skip
+    assert (model["bottleneck_norm"], model["uni_attention"], model["specaug"]) == ("batch", "none", True)
+    training = options.training
+    assert (training.lr, training.schedule, training.decay, training.decay_every) == (5e-4, "step", 0.35, 3)
+    assert (training.epochs, training.patience, training.batch_size, training.micro_batch) == (50, 20, 16, 2)
+    assert set(options.init) == ({"ave"} if name == "ave_avmoe_warm" else set())
 
 
 @pytest.mark.parametrize("name", ["supervised", "weak"])

@@ -23,7 +23,23 @@ def test_every_shipped_configuration_has_a_case_here():
         "digits",
         "llp",
         "llp_mmil",
+        "avvp_avmoe",
+        "avvp_avmoe_embedded",
     }
+
+
+def test_avmoe_as_published():
+    """The model of avmoe.md 3.8 with the recipe of 4.1."""
+    options, parts = load("avvp_avmoe")
+    model = parts.model.model_dump()
+    assert {key: model[key] for key in ("cross_experts", "uni_experts", "skip", "reduction", "groups", "latents")} == {
+        "cross_experts": 1, "uni_experts": 1, "skip": 1, "reduction": 8, "groups": 2, "latents": 32,
+    }  # fmt: skip
+    assert (model["bottleneck_norm"], model["uni_attention"], model["balance_weight"]) == ("none", "latent", 2.0)
+    assert parts.tasks["avvp"].motion
+    training = options.training
+    assert (training.lr, training.schedule, training.decay, training.decay_every) == (3e-4, "step", 0.1, 10)
+    assert (training.epochs, training.batch_size, training.micro_batch) == (40, 8, 1)
 
 
 @pytest.mark.parametrize(("name", "head"), [("llp", "mgn"), ("llp_mmil", "mmil")])
