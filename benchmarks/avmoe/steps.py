@@ -37,7 +37,7 @@ def step_row(setup: Setup, task: str) -> list[Row]:
 
     def direct() -> list[torch.Tensor]:
         for wave in sounds:
-            log_mel(model.towers["audio"], wave, tile)
+            log_mel(model.towers["audio"], wave.to(setup.device), tile)
         rows, model.kept.rows = model.kept.rows, count * setup.clips  # plain frames in one pass, none twice
         with ExitStack() as stack:
             stack.callback(setattr, model.kept, "rows", rows)
