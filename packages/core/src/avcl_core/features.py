@@ -16,11 +16,14 @@ class Features:
         final: tower → tokens after the final norm ``[b, T, N, C]``.
         stages: tower → the map of every stage before down-sampling, each ``[b, T, N_s, C_s]``.
         plain: input → final tokens of the plain tower ``[b, T, N, C]``, for inputs that ``Task.plain`` names.
+        similarity: modality → logits ``[b, T, K]`` of every second against the K texts of ``Task.texts``, where the model has a
+            text side and the task has texts.
     """
 
     final: Mapping[str, Tensor]
     stages: Mapping[str, tuple[Tensor, ...]]
     plain: Mapping[str, Tensor] = field(default_factory=dict)
+    similarity: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,10 @@ class FeatureSpec:
     Attributes:
         final: tower → shape of the final tokens.
         stages: tower → shapes of the stage maps, coarse last.
+        similarity: modalities that the model compares with texts.
     """
 
     final: Mapping[str, TokenShape]
     stages: Mapping[str, tuple[TokenShape, ...]]
+    similarity: tuple[str, ...] = ()
+    similarity: tuple[str, ...] = ()

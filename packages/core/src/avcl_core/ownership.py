@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=nn.Module)
 _OWNER = "_avcl_owner"
-_VALID = re.compile(r"^(shared|router|(task|expert|head):.+)$")
+_VALID = re.compile(r"^(shared|router|(shared|task|expert|head):.+)$")
 
 
 def own(module: M, owner: str) -> M:
@@ -29,13 +29,16 @@ def own(module: M, owner: str) -> M:
 
     Args:
         module: the module; it is returned for chaining.
-        owner: ``shared``, ``router``, ``task:<name>``, ``expert:<k>`` or ``head:<name>``.
+        owner: ``shared``, ``router``, ``task:<name>``, ``expert:<k>`` or ``head:<name>``; ``shared:<part>`` is a part of what is
+            shared that only some experiences train (PHP's CLIP-Adapters serve tasks with a text classifier).
 
     Raises:
         ValueError: the owner has another form.
     """
     if not _VALID.match(owner):
-        raise ValueError(f"owner {owner!r}: expected shared, router, task:<name>, expert:<k> or head:<name>")
+        raise ValueError(
+            f"owner {owner!r}: expected shared, shared:<part>, router, task:<name>, expert:<k> or head:<name>"
+        )
     setattr(module, _OWNER, owner)
     return module
 

@@ -64,6 +64,8 @@ class Task(ABC):
     """Input → tower whose plain tokens (no site module, no gradient) the head finds in ``Features.plain``, where the batch has it."""
     labels: tuple[str, ...] = ()
     """Names of the labels in index order, where the task has labels."""
+    texts: tuple[str, ...] = ()
+    """Names that a model with a text side compares every second with (``Features.similarity``), in index order; none by default."""
     splits_note: str = ""
     """One line that reports print beside the scores: known overlaps, removed or repaired records."""
 

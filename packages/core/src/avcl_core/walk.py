@@ -36,6 +36,7 @@ class Ctx:
         gather: joins rows of all ranks, with gradients; a regulariser that is no mean over rows (load balance, contrast)
             is computed on what it returns.
         trace: takes what modules tell about themselves; ``None`` when nobody listens. It may not change a result.
+        without: places at which no module acts: what a model does without its prompts or its adapters, a control.
         recompute: keep only the tokens between steps and compute the rest again in the backward pass (activation
             checkpointing). A module may then run twice, so it adds to ``memo`` and ``aux`` under a name of its own.
     """
@@ -49,6 +50,7 @@ class Ctx:
     generator: torch.Generator | None = None
     gather: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
     trace: Trace | None = None
+    without: frozenset[Place] = frozenset()
     recompute: bool = False
 
     def per_frame(self, frames: int) -> Ctx:
@@ -203,7 +205,7 @@ class DualStream:
         state = dict(state)
 
         def at(name: str, place: Place) -> Sequence[Any]:
-            return sites.get((name, step.name, place), ())
+            return () if place in ctx.without else sites.get((name, step.name, place), ())
 
         def residuals(reads: str) -> Iterator[tuple[str, Tensor]]:
             seen = dict(state)
