@@ -39,7 +39,10 @@ class TextEncoder:
         return self._words.embedding_dim
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Ids [B, 77]: start, text, end, padding. TowerError without a vocabulary, ValueError for a text that is too long."""
+        """Ids [B, 77] on the CPU, whatever the tower's device: start, text, end, padding.
+
+        TowerError without a vocabulary, ValueError for a text that is too long.
+        """
         if self.vocabulary is None:
             raise absent(self._tower, self._expected)
         v = self.vocabulary
@@ -51,11 +54,16 @@ class TextEncoder:
                     f"{self._tower} text: {len(tokens)} tokens, at most {LENGTH} with start and end: {text!r}"
                 )
             ids[row, : len(tokens)] = torch.tensor(tokens)
-        return ids.to(self._words.weight.device)
+        return ids
 
     def token_embeddings(self, ids: Tensor) -> Tensor:
         """Rows of the vocabulary [B, L, width], without positions."""
-        return self._words(ids)
+        return self._words(ids.to(self._words.weight.device))
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor on cosines that makes them logits: the exponential of the learned (now frozen) logit scale."""
+        raise NotImplementedError
 
     def forward_embeddings(self, embeddings: Tensor, ids: Tensor) -> Tensor:
         """Embeddings [B, L, width] in the places of ids [B, L] to the joint space [B, D_joint], not normalised; L ≤ 77.
@@ -88,14 +96,18 @@ class ClipText(TextEncoder):
         )  # fmt: skip
         self._net = net
 
+    @property
+    def scale(self) -> Tensor:
+        return self._net.logit_scale.exp()
+
     def forward_embeddings(self, embeddings: Tensor, ids: Tensor) -> Tensor:
         if self.vocabulary is None:
             raise absent(self._tower, self._expected)
         model: Any = self._net.text_model
         hidden = model.embeddings(inputs_embeds=embeddings)
         hidden = model.encoder(inputs_embeds=hidden, attention_mask=None, is_causal=True).last_hidden_state
-        ends = (ids == self.vocabulary.end).int().argmax(1)
-        hidden = model.final_layer_norm(hidden[torch.arange(len(ids), device=ids.device), ends])
+        ends = (ids == self.vocabulary.end).int().argmax(1).to(hidden.device)
+        hidden = model.final_layer_norm(hidden[torch.arange(len(ids), device=hidden.device), ends])
         return self._net.text_projection(hidden)
 
 
@@ -109,10 +121,14 @@ class RobertaText(TextEncoder):
         )  # fmt: skip
         self._net = net
 
+    @property
+    def scale(self) -> Tensor:
+        return self._net.logit_scale_a.exp()
+
     def forward_embeddings(self, embeddings: Tensor, ids: Tensor) -> Tensor:
         model: Any = self._net.text_model
         pad = cast(int, self._words.padding_idx)
-        keep = ids != pad
+        keep = ids.to(embeddings.device) != pad
         # RoBERTa counts positions from padding + 1 and leaves padding tokens at the padding's own position.
         positions = keep.cumsum(1) * keep + pad
         pooled = model(inputs_embeds=embeddings, attention_mask=keep.long(), position_ids=positions).pooler_output

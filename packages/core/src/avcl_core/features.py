@@ -53,4 +53,3 @@ class FeatureSpec:
     final: Mapping[str, TokenShape]
     stages: Mapping[str, tuple[TokenShape, ...]]
     similarity: tuple[str, ...] = ()
-    similarity: tuple[str, ...] = ()

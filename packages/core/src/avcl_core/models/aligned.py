@@ -1,0 +1,254 @@
+"""CLIP and CLAP in lock-step with a text classifier: the trunk of PHP and of the prompt methods it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from avcl_core.batch import Batch
+from avcl_core.config.options import Options
+from avcl_core.errors import ConfigError
+from avcl_core.features import Features, FeatureSpec
+from avcl_core.models.base import Model, Requires
+from avcl_core.models.kept import Kept
+from avcl_core.ownership import own
+from avcl_core.prompts.context import ClassPrompts, LearnedContext, spoken
+from avcl_core.stream import Experience
+from avcl_core.task import Task
+from avcl_core.walk import Ctx, DualStream
+from shared_backbones.text import TextEncoder
+from shared_backbones.tower import Tower
+
+CONTRAST_SCALE = 100.0
+"""Factor on the cosines of the contrastive term (php.md 4.1)."""
+SHARED_TEXT = "shared:text"
+"""Owner of what all tasks with a text classifier share and no other task trains."""
+
+
+class ContextOptions(Options):
+    """Learned context of class prompts.
+
+    Attributes:
+        tokens: context vectors before each class name.
+        per: one context for each ``task``, or one ``shared`` by all.
+    """
+
+    tokens: PositiveInt = 4
+    per: Literal["task", "shared"] = "task"
+
+
+class TextOptions(Options):
+    """CLIP-Adapters (Gao et al., IJCV 2024) behind the image and the class prompt features.
+
+    Attributes:
+        adapter: weight of what the adapters return; the frozen features have the rest.
+        reduction: by how much narrower the adapters' hidden layer is.
+    """
+
+    adapter: Annotated[float, Field(ge=0, le=1)] = 0.2
+    reduction: PositiveInt = 4
+
+
+class ContrastOptions(Options):
+    """Weights of the contrastive terms between the sound and the frames of a clip; both 0: no term."""
+
+    audio_to_visual: NonNegativeFloat = 2.0
+    visual_to_audio: NonNegativeFloat = 1.5
+
+
+class AlignedOptions(Options):
+    """Configuration that all models on CLIP and CLAP have.
+
+    Attributes:
+        cache_mib: memory for frozen features that queries and routers read, in MiB.
+    """
+
+    context: ContextOptions = ContextOptions()
+    text: TextOptions = TextOptions()
+    contrast: ContrastOptions = ContrastOptions()
+    cache_mib: NonNegativeInt = 256
+
+
+@dataclass
+class _Encoded:
+    """Text features and what they were computed from."""
+
+    context: Tensor
+    version: int
+    features: Tensor
+
+
+class Aligned(Model):
+    """Two frozen towers with a text side, walked block by block, the audio block whole (php.md 3.2); a head per task.
+
+    Tasks with class texts are classified by similarity (3.7): learned context before the class names, CLIP-Adapters, and the
+    contrastive term. Subclasses place what they add at sites of ``walks[0]``; without any, this is linear probing's sibling:
+    frozen towers with heads and text classifiers.
+    """
+
+    Config = AlignedOptions
+    requires = Requires(
+        towers=("visual", "audio"), kinds=("attn", "mlp"), modalities=("visual", "audio"), task_id=("given",)
+    )
+    options: AlignedOptions
+
+    def __init__(self, towers: Mapping[str, Tower], tasks: Mapping[str, Task], options: AlignedOptions) -> None:
+        for name in ("visual", "audio"):
+            if towers[name].text is None:
+                raise ConfigError(
+                    f"towers.{name}: {towers[name].info.name} has no text side; use clip_vit for visual, clap for audio"
+                )
+        super().__init__(towers, tasks, options)
+        self.kept = Kept(options.cache_mib * 2**20)
+        self.contexts = nn.ModuleDict()
+        self.prompts: dict[str, ClassPrompts] = {}
+        self._seen: dict[str, _Encoded] = {}
+        self._heard: dict[str, Tensor] = {}
+        self.text = nn.ModuleDict()
+        if any(task.texts for task in tasks.values()):
+            joint, heard = (_joint(towers[name]) for name in ("visual", "audio"))
+            self.text["visual"] = clip_adapter(joint, options.text.reduction)
+            self.text["names"] = clip_adapter(joint, options.text.reduction)
+            if self._contrasts:
+                self.text["contrast"] = nn.Linear(heard, joint)
+            if options.context.per == "shared":
+                self.text["context"] = LearnedContext(options.context.tokens, self._text("visual").width)
+            own(self.text, SHARED_TEXT)
+
+    # ------------------------------------------------------------------ structure
+    def make_walks(self) -> tuple[DualStream, ...]:
+        """Walk both towers in lock-step; block ℓ of one meets block ℓ of the other, which runs whole."""
+        towers = dict(self._towers())
+        visual, audio = towers["visual"], towers["audio"]
+        blocks = [sum(tower.info.depths) for tower in (visual, audio)]
+        if blocks[0] != blocks[1]:
+            raise ConfigError(
+                f"towers {visual.info.name} and {audio.info.name} have {blocks[0]} and {blocks[1]} blocks; they are walked "
+                "block by block and need the same number"
+            )
+        pairs = [(block, block) for block in range(blocks[0])]
+        return (DualStream.lockstep({"visual": visual, "audio": audio}, pairs, "whole"),)
+
+    def spec(self) -> FeatureSpec:
+        """Return the shapes that heads can expect; both modalities are compared with texts."""
+        return replace(super().spec(), similarity=("visual", "audio"))
+
+    @property
+    def coupled(self) -> bool:  # type: ignore[override]
+        """Whether a task's contrastive term compares the samples of a batch."""
+        return bool(self.text) and self._contrasts
+
+    @property
+    def _contrasts(self) -> bool:
+        return self.options.contrast.audio_to_visual + self.options.contrast.visual_to_audio > 0
+
+    def grow(self, experience: Experience) -> None:
+        """Create what the experience needs; a task with texts gets a context of its own."""
+        super().grow(experience)
+        task = self.tasks[experience.task]
+        if not task.texts:
+            return
+        self.prompts[task.name] = ClassPrompts(self._text("visual"), task.texts, self.options.context.tokens)
+        if self.options.context.per == "task" and task.name not in self.contexts:
+            context = LearnedContext(self.options.context.tokens, self._text("visual").width)
+            self.contexts[task.name] = own(context, f"task:{task.name}")
+
+    def active(self, experience: Experience) -> tuple[str, ...]:
+        """Return the model's owners; what serves text classifiers learns only from tasks that have one."""
+        if not self.tasks[experience.task].texts:
+            return super().active(experience)
+        return (*super().active(experience), f"task:{experience.task}", SHARED_TEXT)
+
+    # ------------------------------------------------------------------ the forward call
+    def features(self, batch: Batch, ctx: Ctx) -> Features:
+        """Return the features of a batch, with their similarity to the task's texts; the contrastive term goes to ``ctx.aux``."""
+        found = super().features(batch, ctx)
+        if not self.tasks[batch.task].texts:
+            return found
+        frames = found.final["visual"].shape[1]
+        joint = {name: self.project(name, found.final[name].flatten(0, 1)) for name in ("visual", "audio")}
+        if ctx.training and self._contrasts:
+            means = {name: value.unflatten(0, (-1, frames)) for name, value in joint.items()}
+            self._contrast(means["visual"].mean(1), self.text["contrast"](means["audio"]).mean(1), ctx)
+        mix = self.options.text.adapter
+        seen = F.normalize(mix * self.text["visual"](joint["visual"]) + (1 - mix) * joint["visual"], dim=-1)
+        heard = F.normalize(joint["audio"], dim=-1)
+        scale = {name: self._text(name).scale for name in ("visual", "audio")}
+        logits = {
+            "visual": scale["visual"] * seen @ self.seen_names(batch.task).T,
+            "audio": scale["audio"] * heard @ self.heard_names(batch.task).T,
+        }
+        return replace(found, similarity={n: value.unflatten(0, (-1, frames)) for n, value in logits.items()})
+
+    def project(self, name: str, final: Tensor) -> Tensor:
+        """Return final tokens ``[n, N, C]`` of a tower in the space shared with text ``[n, D]``, not normalised."""
+        return dict(self._towers())[name].project(final)
+
+    def frozen(self, batch: Batch) -> dict[str, Tensor]:
+        """Return tower → joint features ``[b, T, D]`` of the plain towers, normalised: what queries and routers read."""
+        found = {}
+        for name, _ in self._towers():
+            value = self.given(batch, name, name)
+            final = self.kept.features(self.plain_walk(name), value.flatten(0, 1), stages=False).final[name]
+            with torch.no_grad():
+                found[name] = F.normalize(self.project(name, final), dim=-1).unflatten(0, value.shape[:2])
+        return found
+
+    def seen_names(self, task: str) -> Tensor:
+        """Return CLIP's normalised class prompt features ``[K, D]``; while nothing learns, they are encoded once per context."""
+        shared = self.options.context.per == "shared"
+        context = (self.text["context"] if shared else self.contexts[task]).vectors
+        if torch.is_grad_enabled() and context.requires_grad:
+            features = self.prompts[task].encode(context)
+        else:
+            known = self._seen.get(task)
+            if known is None or known.context is not context or known.version != context._version:
+                with torch.no_grad():
+                    known = _Encoded(context, context._version, self.prompts[task].encode(context))
+                self._seen[task] = known
+            features = known.features
+        mix = self.options.text.adapter
+        return F.normalize(mix * self.text["names"](features) + (1 - mix) * features, dim=-1)
+
+    def heard_names(self, task: str) -> Tensor:
+        """Return CLAP's normalised features ``[K, D]`` of "The sounds of …", encoded once."""
+        known = self._heard.get(task)
+        device = next(self.towers["audio"].parameters()).device
+        if known is None or known.device != device:
+            texts = [f"The sounds of {spoken(name)}" for name in self.tasks[task].texts]
+            known = self._heard[task] = F.normalize(self._text("audio").encode(texts), dim=-1)
+        return known
+
+    def _contrast(self, seen: Tensor, heard: Tensor, ctx: Ctx) -> None:
+        """Add the two contrastive terms between clips' mean features ``[b, D]``, over the samples of all ranks (php.md 4.1)."""
+        rows = ctx.gather({"seen": F.normalize(seen, dim=-1), "heard": F.normalize(heard, dim=-1)})
+        logits = CONTRAST_SCALE * rows["heard"] @ rows["seen"].T
+        same = torch.arange(len(logits), device=logits.device)
+        weights = self.options.contrast
+        ctx.aux["audio to visual"] = weights.audio_to_visual * F.cross_entropy(logits, same)
+        ctx.aux["visual to audio"] = weights.visual_to_audio * F.cross_entropy(logits.T, same)
+
+    def _text(self, name: str) -> TextEncoder:
+        text = dict(self._towers())[name].text
+        assert text is not None  # checked when the model is built
+        return text
+
+
+def clip_adapter(width: int, reduction: int) -> nn.Module:
+    """Return a CLIP-Adapter: two linear maps without biases, each behind a ReLU (php.md 3.7)."""
+    hidden = width // reduction
+    return nn.Sequential(
+        nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False), nn.ReLU()
+    )
+
+
+def _joint(tower: Tower) -> int:
+    width = tower.info.joint_width
+    assert width is not None
+    return width
