@@ -45,6 +45,11 @@ def factory_of(name: str) -> Callable[..., Tower]:
     return _factories[name]
 
 
+def overrides_of(name: str) -> list[str]:
+    """The overrides that a tower takes beside those common to all. TowerError for an unknown name."""
+    return [parameter for parameter in inspect.signature(factory_of(name)).parameters if parameter != "size"]
+
+
 def build(name: str, size: str, overrides: dict[str, Any], seed: int = 0, device: str = "cpu") -> Tower:
     """A frozen tower with weights drawn from ``seed``; on the meta device with shapes only. TowerError on bad overrides."""
     import torch
@@ -52,7 +57,7 @@ def build(name: str, size: str, overrides: dict[str, Any], seed: int = 0, device
     factory = factory_of(name)
     if size not in SIZES:
         raise TowerError(f"tower {name}: size {size!r}{nearest(size, SIZES)}")
-    known = [p for p in inspect.signature(factory).parameters if p != "size"]
+    known = overrides_of(name)
     for key in overrides:
         if key not in known:
             raise TowerError(

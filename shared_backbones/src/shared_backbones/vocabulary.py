@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shared_backbones.errors import TowerError, WeightsError
+
+STAND_IN = "stand-in"
+"""In place of a tokenizer's file: ids without meaning, to measure random weights with."""
 
 CLIP_MERGES = 49152 - 256 - 2  # of the merges in the published file, those that the released models use
 
@@ -30,6 +35,17 @@ def byte_vocabulary(start: int, end: int, pad: int) -> Vocabulary:
     special = {start, end, pad}
     free = [i for i in range(256 + len(special)) if i not in special]
     return Vocabulary(lambda text: [free[byte] for byte in text.lower().encode()], start, end, pad, 256 + len(special))
+
+
+def stand_in_vocabulary(start: int, end: int, pad: int, size: int) -> Vocabulary:
+    """Words and punctuation marks as ids made from their bytes: lengths like BPE's, for random weights that know no words."""
+    special = {start, end, pad}
+
+    def identify(word: str) -> int:
+        found = zlib.crc32(word.encode()) % size
+        return found if found not in special else identify(word + "'")
+
+    return Vocabulary(lambda text: [identify(w) for w in re.findall(r"\w+|[^\w\s]", text.lower())], start, end, pad, size)
 
 
 def clip_vocabulary(path: str | Path) -> Vocabulary:

@@ -12,7 +12,7 @@ from shared_backbones.hts_at import HtsAt, audio_config, fit_windows
 from shared_backbones.logmel import LogMelOptions
 from shared_backbones.registry import register
 from shared_backbones.text import LENGTH, RobertaText
-from shared_backbones.vocabulary import Vocabulary, byte_vocabulary, roberta_vocabulary
+from shared_backbones.vocabulary import STAND_IN, Vocabulary, byte_vocabulary, roberta_vocabulary, stand_in_vocabulary
 
 
 @register("clap")
@@ -33,6 +33,8 @@ def clap(size: str, tokenizer: str | Path | None = None) -> Clap:
     # The library's other defaults are RoBERTa-base, but for the epsilon that RoBERTa and so LAION trained with.
     text = ClapTextConfig(projection_dim=512, layer_norm_eps=1e-5)
     front = LogMelOptions(sample_rate=48000, hop=480, mels=64, scale="htk")
+    if tokenizer == STAND_IN:
+        return Clap(size, audio, text, front, stand_in_vocabulary(0, 2, 1, text.vocab_size))
     return Clap(size, audio, text, front, roberta_vocabulary(tokenizer) if tokenizer is not None else None)
 
 

@@ -15,7 +15,7 @@ from shared_backbones.errors import TowerError, nearest
 from shared_backbones.registry import register
 from shared_backbones.text import LENGTH, ClipText
 from shared_backbones.tower import Prefix, Sub, Swap, Tower, TowerInfo, refuse, refuse_hiding
-from shared_backbones.vocabulary import Vocabulary, byte_vocabulary, clip_vocabulary
+from shared_backbones.vocabulary import STAND_IN, Vocabulary, byte_vocabulary, clip_vocabulary, stand_in_vocabulary
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -43,6 +43,9 @@ def clip_vit(size: str, variant: str | None = None, tokenizer: str | Path | None
     variant = variant or "b32"
     if variant not in FULL:
         raise TowerError(f"tower clip_vit: unknown variant {variant!r}{nearest(variant, FULL)}")
+    words = FULL[variant][-1]
+    if tokenizer == STAND_IN:
+        return ClipVit("full", variant, FULL[variant], stand_in_vocabulary(words - 2, words - 1, 0, words))
     return ClipVit("full", variant, FULL[variant], clip_vocabulary(tokenizer) if tokenizer is not None else None)
 
 

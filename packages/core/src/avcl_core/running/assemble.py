@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric import Fabric
 
 import shared_backbones
 from avcl_core import plugins
 from avcl_core.collective import Collective
-from avcl_core.config.run import Parts, RunOptions
+from avcl_core.config.run import Parts, RunOptions, TowerOptions
 from avcl_core.data.prepared import Prepared
 from avcl_core.errors import ConfigError, DataError, IntegrityError
 from avcl_core.methods.base import Method
@@ -30,7 +31,9 @@ from avcl_core.training.loader import Loader
 from avcl_core.training.preemption import Preemption
 from avcl_core.training.trainer import Trainer
 from shared_backbones.errors import WeightsError
+from shared_backbones.registry import overrides_of
 from shared_backbones.tower import Tower
+from shared_backbones.vocabulary import STAND_IN
 
 FRAME_SIZE = 224
 """Edge of prepared frames where no visual tower asks for another."""
@@ -89,8 +92,8 @@ def make_towers(options: RunOptions) -> dict[str, Tower]:
     """Create the configured towers; weights that do not fit are an integrity error that names them."""
     towers = {}
     for modality, tower in options.towers.items():
-        given = {"variant": tower.variant} if tower.variant is not None else {}
         try:
+            given = tower_overrides(tower, stand_in=tower.random)
             made = shared_backbones.create(tower.name, size=tower.size, checkpoint=tower.checkpoint, **given)
         except WeightsError as error:
             raise IntegrityError(f"towers.{modality}: {error}") from error
@@ -100,6 +103,14 @@ def make_towers(options: RunOptions) -> dict[str, Tower]:
             raise ConfigError(f"towers.{modality}.name: {tower.name} reads {made.info.modality} input")
         towers[modality] = made
     return towers
+
+
+def tower_overrides(tower: TowerOptions, stand_in: bool) -> dict[str, Any]:
+    """Return the overrides that a tower is created with; ``stand_in``: a text side without its vocabulary gets one without words."""
+    given: dict[str, Any] = {"variant": tower.variant, "tokenizer": tower.tokenizer}
+    if stand_in and tower.size == "full" and "tokenizer" in overrides_of(tower.name):
+        given["tokenizer"] = STAND_IN
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def assemble(

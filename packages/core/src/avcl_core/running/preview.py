@@ -12,7 +12,7 @@ import yaml
 from avcl_core import plugins
 from avcl_core.config.load import Source, read, validate
 from avcl_core.config.run import RunOptions, load_run
-from avcl_core.running.assemble import FRAME_SIZE, inputs_of
+from avcl_core.running.assemble import FRAME_SIZE, inputs_of, tower_overrides
 from avcl_core.running.provide import Bar, prepared_folder, provide, silent
 from avcl_core.running.size import Size, measure
 from avcl_core.stream import concatenation
@@ -39,6 +39,8 @@ def substitutes(path: Path, overrides: Sequence[str]) -> list[str]:
         key = f"towers.{modality}.checkpoint"
         if tower.checkpoint is not None and not tower.checkpoint.is_file() and key not in named:
             found += [f"{key}=null"] + [f"towers.{modality}.random=true"] * (tower.size == "full")
+            if tower.tokenizer is not None and f"towers.{modality}.tokenizer" not in named:
+                found.append(f"towers.{modality}.tokenizer=null")
     data = options.data
     if data.world is None and not any(key.startswith("data.") for key in named):
         kinds = [plugins.load("task", name).dataset for name in options.stream.tasks]
@@ -64,7 +66,7 @@ def size_of_configuration(source: Source, bar: Bar = silent) -> Size:
     """
     options, parts = load_run(source)
     towers = {
-        modality: build(tower.name, tower.size, {"variant": tower.variant} if tower.variant else {}, device="meta")
+        modality: build(tower.name, tower.size, tower_overrides(tower, stand_in=True), device="meta")
         for modality, tower in options.towers.items()
     }
     edge = next((tower.info.image_size for tower in towers.values() if tower.info.image_size), FRAME_SIZE)
