@@ -8,14 +8,25 @@ from avcl_core.plugins import TaskPackage, late
 from avcl_core.world.writer import WorldSize
 
 
-class AnswerOptions(Options):
-    """Options of the task.
+class ReleaseOptions(Options):
+    """Options of the grounding stage.
 
     Attributes:
         annotations: which release of the question files; where only the other is there, it is used and the report says so.
     """
 
     annotations: Literal["updated", "original"] = "updated"
+
+
+class AnswerOptions(ReleaseOptions):
+    """Options of the task: also which head answers.
+
+    Attributes:
+        head: ``grounding``, where each frame is one vector, grounded in the sound of its second, and a match of frame and sound is
+            learnt beside the answer; or ``patches``, where the question reads every token of all frames and seconds.
+    """
+
+    head: Literal["grounding", "patches"] = "grounding"
 
 
 class SourceOptions(Options):
@@ -44,6 +55,7 @@ ground_plugin = replace(
     plugin,
     name="avqa_ground",
     title="Grounding generation for AVQA: does this frame belong to this second of sound",
+    options=ReleaseOptions,
     build=late("avcl_avqa.ground:build"),
     data="avqa",
     published={"grounding": late("avcl_avqa.authors:grounding")},

@@ -48,6 +48,7 @@ def answers() -> Published:
         package="avcl_avqa",
         config="avqa_avmoe",
         head=ANSWERS,
+        settings={"head": "grounding"},
         surplus={"fc_ans.weight": TRAINED_ANSWERS, "fc_ans.bias": TRAINED_ANSWERS},
     )
 

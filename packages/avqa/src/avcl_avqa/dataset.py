@@ -56,9 +56,10 @@ class QuestionData:
         """Return the questions of a split by key, in file order."""
         return self._rows[split]
 
-    def split(self, split: str) -> Questions:
-        """Return the samples of a split."""
-        return Questions(self.prepared, self.vocabulary, self.templates, self._rows[split])
+    def split(self, split: str, negatives: bool = True) -> Questions:
+        """Return the samples of a split; without ``negatives`` none is drawn, with ``rng`` either."""
+        drawn = frozenset({NEGATIVE} if negatives else ())
+        return Questions(self.prepared, self.vocabulary, self.templates, self._rows[split], drawn)
 
 
 def release_folder(prepared: Prepared, release: Release) -> Path | None:
@@ -119,7 +120,8 @@ class Questions:
     def inputs(self, key: str, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """Return ``visual`` uint8 ``[10, H, W, 3]``, ``audio`` float32 ``[10, 32000]`` and ``question`` int64 ``[14]``.
 
-        With ``rng`` also ``negative`` uint8 ``[10, H, W, 3]``: for each second a frame of another video of the split.
+        With ``rng``, where :attr:`drawn` names it, also ``negative`` uint8 ``[10, H, W, 3]``: for each second a frame of another
+        video of the split.
 
         Raises:
             DataError: the video is broken.
@@ -130,7 +132,7 @@ class Questions:
             "audio": self.prepared.wave(row.video_id),
             "question": self.vocabulary.encode(row.words),
         }
-        if rng is not None:
+        if rng is not None and NEGATIVE in self.drawn:
             if not self._others:
                 self._others.append(OtherVideos(self.prepared, [other.video_id for other in self.rows.values()]))
             found[NEGATIVE] = self._others[0].draw(row.video_id, SECONDS, rng)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from avcl_avqa import AnswerOptions
+from avcl_avqa import ReleaseOptions
 from avcl_avqa.data import SECONDS
 from avcl_avqa.dataset import NEGATIVE, OtherVideos, QuestionData
 from avcl_avqa.grounding import match_nll
@@ -88,6 +88,7 @@ class GroundingStage(Task):
     primary: ClassVar[str] = "accuracy"
     plain: ClassVar[Mapping[str, str]] = {NEGATIVE: "visual"}
     fields: Mapping[str, Kind] = {"match": "classes"}
+    needs = (NEGATIVE,)
     labels = ("different", "same")
 
     def __init__(self, data: QuestionData) -> None:
@@ -151,6 +152,6 @@ class GroundingStage(Task):
         return {"always a match": self.score({key: {"match": np.ones_like(TRUTH)} for key in test}, test)}
 
 
-def build(options: AnswerOptions, prepared: Prepared, protocol: str) -> GroundingStage:
+def build(options: ReleaseOptions, prepared: Prepared, protocol: str) -> GroundingStage:
     """Return the stage over prepared data, as the package's plug-in builds it; both protocols judge alike."""
     return GroundingStage(QuestionData(prepared, options.annotations))

@@ -30,7 +30,7 @@ class QuestionEncoder(nn.Module):
 
 
 class TemporalGrounding(nn.Module):
-    """Step 5 for one modality: the question attends over the seconds; feed-forward, residual, norm."""
+    """Step 5 for one modality: the question attends over a sequence (seconds, tokens); feed-forward, residual, norm."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -40,9 +40,9 @@ class TemporalGrounding(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, question: Tensor, seconds: Tensor) -> Tensor:
-        """q ``[b, d]`` and seconds ``[b, T, d]`` → ``[b, d]``."""
-        attended = self.attention(question[:, None], seconds, seconds, need_weights=False)[0][:, 0]
+    def forward(self, question: Tensor, sequence: Tensor) -> Tensor:
+        """q ``[b, d]`` and a sequence ``[b, L, d]`` → ``[b, d]``."""
+        attended = self.attention(question[:, None], sequence, sequence, need_weights=False)[0][:, 0]
         return self.norm(attended + self.feed_forward(attended))
 
 

@@ -16,6 +16,7 @@ from avcl_avqa.dataset import NEGATIVE, QuestionData, Questions
 from avcl_avqa.grounding import match_nll
 from avcl_avqa.head import AnswerHead
 from avcl_avqa.metrics import TYPES, accuracy_by_type
+from avcl_avqa.patches import PatchHead
 from avcl_core.batch import Outputs
 from avcl_core.data.prepared import Prepared
 from avcl_core.errors import ConfigError
@@ -55,6 +56,7 @@ class QuestionAnswering(Task):
     primary: ClassVar[str] = "accuracy"
     plain: ClassVar[Mapping[str, str]] = {NEGATIVE: "visual"}
     fields: Mapping[str, Kind] = {"answer": "classes"}
+    needs = ("question",)
 
     def __init__(self, data: QuestionData) -> None:
         self.data = data
@@ -150,8 +152,25 @@ class QuestionAnswering(Task):
         ]
 
 
+class PatchAnswering(QuestionAnswering):
+    """The same task with a :class:`PatchHead`: nothing is matched, so negative frames are neither read nor walked.
+
+    Outputs: ``answer`` ``[b, answers]``, logits.
+    """
+
+    plain: ClassVar[Mapping[str, str]] = {}
+
+    def dataset(self, split: str) -> Questions:
+        """Return the questions of ``split``, without negatives."""
+        return self.data.split(split, negatives=False)
+
+    def head(self, spec: FeatureSpec, experience: Experience) -> nn.Module:
+        """Return a :class:`PatchHead` over the data set's answers; ConfigError where the towers do not fit it."""
+        return PatchHead(needs_both(self.name, spec), len(self.data.vocabulary.words), len(self.labels))
+
+
 def needs_both(task: str, spec: FeatureSpec) -> FeatureSpec:
-    """Return ``spec``; ConfigError where it lacks the visual or the audio tower that grounding compares."""
+    """Return ``spec``; ConfigError where it lacks the visual or the audio tower that the heads compare."""
     for tower in ("visual", "audio"):
         if tower not in spec.final:
             raise ConfigError(f"task {task} needs a tower towers.{tower}; configured: {sorted(spec.final)}")
@@ -160,4 +179,5 @@ def needs_both(task: str, spec: FeatureSpec) -> FeatureSpec:
 
 def build(options: AnswerOptions, prepared: Prepared, protocol: str) -> QuestionAnswering:
     """Return the task over prepared data, as the package's plug-in builds it; both protocols judge alike."""
-    return QuestionAnswering(QuestionData(prepared, options.annotations))
+    kind = PatchAnswering if options.head == "patches" else QuestionAnswering
+    return kind(QuestionData(prepared, options.annotations))

@@ -81,9 +81,7 @@ def make_decoder(options: SegmentationOptions) -> nn.Module:
 
 def stage_shapes(spec: FeatureSpec) -> list[TokenShape]:
     """Return the shapes of the four maps: the stages, the last one after the tower's final norm."""
-    for tower in ("visual", "audio"):
-        if tower not in spec.final:
-            raise ConfigError(f"task avs: its head needs a tower towers.{tower}; configured: {sorted(spec.final)}")
+    needs_both(spec)
     stages = spec.stages["visual"]
     if len(stages) != len(SCALES):
         raise ConfigError(
@@ -91,6 +89,13 @@ def stage_shapes(spec: FeatureSpec) -> list[TokenShape]:
             "(swin_v2, pvt_v2, resnet50)"
         )
     return [*stages[:-1], spec.final["visual"]]
+
+
+def needs_both(spec: FeatureSpec) -> None:
+    """Raise ConfigError where ``spec`` lacks the visual or the audio tower."""
+    for tower in ("visual", "audio"):
+        if tower not in spec.final:
+            raise ConfigError(f"task avs: its head needs a tower towers.{tower}; configured: {sorted(spec.final)}")
 
 
 def as_grid(tokens: Tensor, shape: TokenShape) -> Tensor:

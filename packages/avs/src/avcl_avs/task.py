@@ -18,6 +18,7 @@ from avcl_avs.levels import encode, foreground
 from avcl_avs.losses import PUBLISHED_FRAMES, frame_bce
 from avcl_avs.metrics import Curve, f_curve, frame_ious
 from avcl_avs.options import SegmentationOptions
+from avcl_avs.upsampling import UpsamplingHead
 from avcl_core.batch import Outputs
 from avcl_core.data.prepared import Prepared
 from avcl_core.evaluation.evaluator import Evaluation
@@ -55,8 +56,9 @@ class Segmentation(Task):
         return self.data.split(split)
 
     def head(self, spec: FeatureSpec, experience: Experience) -> nn.Module:
-        """Return a :class:`SegmentationHead` as the options say."""
-        return SegmentationHead(spec, self.options)
+        """Return an :class:`UpsamplingHead` or a :class:`SegmentationHead`, as the options say; ConfigError for unfit towers."""
+        kind = UpsamplingHead if self.options.head == "upsampling" else SegmentationHead
+        return kind(spec, self.options)
 
     def nll(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> Tensor:
         """Return per clip the binary cross-entropy of its annotated frames, the mean over them and their pixels ``[b]``."""

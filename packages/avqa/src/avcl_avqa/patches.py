@@ -1,0 +1,72 @@
+"""The patch head of AVQA: every visual token meets the sound of its second, then the question reads all tokens of the video."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from avcl_avqa.head import HEADS, QuestionEncoder, TemporalGrounding
+from avcl_core.batch import Batch, Outputs
+from avcl_core.errors import ConfigError
+from avcl_core.features import Features, FeatureSpec
+
+
+def projection(inputs: int, width: int) -> nn.Sequential:
+    """Return FC(ReLU(FC(·))) from ``inputs`` to ``width`` channels."""
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width))
+
+
+class PatchHead(nn.Module):
+    """PHP's answer head (Yin et al., ICCV 2025; php.md 3.8): 17,822,250 parameters at d = 768, 93 words and 42 answers.
+
+    All tokens of both towers are read, class tokens too, before the towers' final norms; d is the width of the visual ones.
+    With X ``[N, d]`` and Y ``[N_a, D_a]`` of one second, and q the question:
+
+    * a = l2(FC ReLU FC Y) and v = l2(FC ReLU FC X), two maps of their own; g = softmax(v aᵀ) a over the sounds of the same
+      second; u = FC tanh [X; g];
+    * the tokens of all seconds in one sequence each: z_a = over_sound(q, a), z_v = over_patches(q, u);
+    * answer = FC tanh(q ⊙ FC tanh [z_a + mean a; z_v + mean u]).
+
+    Differences to :class:`avcl_avqa.head.AnswerHead`, which shares question encoder and temporal grounding: that one takes one
+    vector per second, the mean sound and the frame pooled by one attention; it normalises directions for the attention only;
+    it has a match output.
+
+    Outputs:
+        ``answer`` ``[b, answers]``: logits.
+
+    Raises:
+        ConfigError: d is no multiple of the attention heads.
+    """
+
+    def __init__(self, spec: FeatureSpec, words: int, answers: int) -> None:
+        super().__init__()
+        width, audio = (spec.stages[tower][-1].width for tower in ("visual", "audio"))
+        if width % HEADS:
+            raise ConfigError(
+                f"task avqa: head patches has {HEADS} attention heads, which do not divide the {width} channels of towers.visual"
+            )
+        self.audio = projection(audio, width)
+        self.visual = projection(width, width)
+        self.mix = nn.Linear(2 * width, width)
+        self.question = QuestionEncoder(words, width)
+        self.over_sound = TemporalGrounding(width)
+        self.over_patches = TemporalGrounding(width)
+        self.fuse = nn.Linear(2 * width, width)
+        self.answer = nn.Linear(width, answers)
+
+    def forward(self, features: Features, batch: Batch) -> Outputs:
+        """Return the outputs for tokens ``[b, T, N, d]`` and ``[b, T, N_a, D_a]`` and ``question`` ``[b, 14]``."""
+        seen, heard = (features.stages[tower][-1] for tower in ("visual", "audio"))
+        sound = functional.normalize(self.audio(heard), dim=-1)
+        sight = functional.normalize(self.visual(seen), dim=-1)
+        grounded = torch.softmax(sight @ sound.mT, -1) @ sound
+        patches = self.mix(torch.tanh(torch.cat([seen, grounded], -1)))
+        # One sequence over all seconds: the question weighs every token against every other.
+        sound, patches = sound.flatten(1, 2), patches.flatten(1, 2)
+        question = self.question(batch.inputs["question"])
+        fused = [
+            self.over_sound(question, sound) + sound.mean(1),
+            self.over_patches(question, patches) + patches.mean(1),
+        ]
+        return {"answer": self.answer(torch.tanh(self.fuse(torch.tanh(torch.cat(fused, -1))) * question))}
