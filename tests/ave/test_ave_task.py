@@ -22,7 +22,7 @@ LABELS = ("ring", "drone", "tick")
 def make(setting: str) -> EventLocalisation:
     keys = {"train": ("a#00", "b#01"), "val": ("c#02",), "test": ("d#00",)}
     data = SimpleNamespace(classes=LABELS, note="", protocol="clean", keys=keys.get, split=None)
-    return SETTINGS[setting](data, 8)  # pyright: ignore[reportArgumentType]
+    return SETTINGS[setting, "cmbs"](data, 8)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture

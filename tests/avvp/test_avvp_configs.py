@@ -73,7 +73,7 @@ def test_the_published_head_is_the_default():
 @pytest.mark.parametrize(
     ("override", "part"),
     [
-        ("tasks.avvp.head=mil", r"tasks\.avvp\.head: found 'mil'.*'mgn' or 'mmil'"),
+        ("tasks.avvp.head=mil", r"tasks\.avvp\.head: found 'mil'.*'mgn', 'mmil' or 'text'"),
         ("tasks.avvp.width=100", r"tasks\.avvp\.width: found 100.*multiple of 8"),
         ("tasks.avvp.width=0", r"tasks\.avvp\.width: found 0"),
         ("tasks.avvp.motions=true", r"tasks\.avvp\.motions: unknown key; did you mean 'motion'"),

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from avcl_avvp.metrics import parsing_f_scores
-from avcl_avvp.mgn import GroupingHead
 from avcl_avvp.task import VideoParsing
+from avcl_avvp.video_metrics import video_scores
 from avcl_core.batch import Batch
 from avcl_core.evaluation.examples import Timeline, TimelineRow
 from avcl_core.features import Features, FeatureSpec, TokenShape
@@ -55,7 +55,7 @@ def test_head_learns_from_any_towers(task, towers):
     nll, loss = task.nll(outputs, WEAK), task.loss(outputs, WEAK)
     assert nll.shape == (3,)
     assert torch.isfinite(nll).all()
-    assert list(loss) == (PARTS if task.head_class is GroupingHead else PARTS[:3])
+    assert list(loss) == (PARTS if task.head_name == "mgn" else PARTS[:3])
     assert sum(loss.values()).item() == pytest.approx(nll.mean().item(), rel=1e-6)
     sum(loss.values()).backward()
     assert all(parameter.grad is not None for parameter in head.parameters())
@@ -193,13 +193,19 @@ def test_decoding_needs_the_second_and_the_video(task):
     assert decoded["visual"].tolist() == [[[1, 1], [0, 0]]]
     certain = task.decode({**outputs, "clip": torch.tensor([[0.0, 0.1]])})
     assert certain["audio"].tolist() == [[[1, 0], [1, 0]]]
-    assert {value.dtype for value in decoded.values()} == {torch.uint8}
+    assert {name: value.dtype for name, value in decoded.items()} == {
+        "audio": torch.uint8,
+        "visual": torch.uint8,
+        "clip": torch.float32,
+    }
+    assert certain["clip"].tolist() == [pytest.approx([0.5, 0.524979], abs=1e-6)]
 
 
 def dense_targets(videos: int) -> dict[str, dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
     marks = {name: (rng.random((videos, 3, 10)) < 0.4).astype(np.uint8) for name in ("audio", "visual")}
     marks["labels"] = (marks["audio"] | marks["visual"]).any(2).astype(np.uint8)
+    marks["listed"] = marks["labels"].sum(1)
     return {f"v{row}": {name: value[row] for name, value in marks.items()} for row in range(videos)}
 
 
@@ -218,9 +224,15 @@ def test_perfect_outputs_score_100_in_any_key_order(task):
     wrong = dict(zip(keys, [predictions[key] for key in [*keys[1:], keys[0]]], strict=True))
     backwards = {key: wrong[key] for key in reversed(keys)}
     assert task.score(backwards, truth) == task.score(wrong, truth)
-    assert task.score(wrong, truth) == parsing_f_scores(
-        *(np.stack([side[key][name] for key in keys]) for side in (wrong, truth) for name in ("audio", "visual"))
-    )
+    assert task.score(wrong, truth) == {
+        **parsing_f_scores(
+            *(np.stack([side[key][name] for key in keys]) for side in (wrong, truth) for name in ("audio", "visual"))
+        ),
+        **video_scores(
+            np.stack([wrong[key]["clip"] for key in keys]),
+            *(np.stack([truth[key][name] for key in keys]) for name in ("labels", "listed")),
+        ),
+    }
 
 
 def test_what_cannot_be_scored_is_refused(task):
@@ -241,8 +253,11 @@ def test_controls_and_result_block(task):
     always = np.zeros_like(arrays["audio"])
     always[:, 1] = 1
     expected = parsing_f_scores(always, np.zeros_like(always), arrays["audio"], arrays["visual"])
-    assert controls["always drone in audio, nothing in vision"] == expected
-    rows = task.table(expected)
+    clip = np.tile([0.0, 1.0, 0.0], (9, 1))
+    whole = video_scores(clip, *(np.stack([value[name] for value in truth.values()]) for name in ("labels", "listed")))
+    assert controls["always drone in audio, nothing in vision"] == {**expected, **whole}
+    assert {controls["true weak labels on every second"][name] for name in whole} == {100.0}
+    rows = task.table(controls["always drone in audio, nothing in vision"])
     assert [label for label, _ in rows] == [
         "Audio Event Detection Segment-level F1",
         "Visual Event Detection Segment-level F1",
@@ -254,8 +269,13 @@ def test_controls_and_result_block(task):
         "Audio-Visual Event Detection Event-level F1",
         "Event-level Type@Avg. F1",
         "Event-level Event@Avg. F1",
+        "Video mAP",
+        "Video F1, micro",
+        "Video F1, macro",
+        "Video accuracy (any label)",
+        "Video accuracy, items (lowest label)",
     ]
-    assert [value for _, value in rows] == [f"{value:.1f}" for value in expected.values()]
+    assert [value for _, value in rows] == [f"{value:.1f}" for value in {**expected, **whole}.values()]
 
 
 def test_examples_are_time_lines_of_what_is_true_or_predicted(task):

@@ -1,8 +1,10 @@
 """AVE: audio-visual event localisation as a task package."""
 
+from __future__ import annotations
+
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from avcl_core.config.options import Options
 from avcl_core.plugins import TaskPackage, late
@@ -14,11 +16,19 @@ class EventOptions(Options):
 
     Attributes:
         setting: ``supervised``: training knows the event of every second; ``weak``: the clip's class alone.
-        width: width of the head; 256 as published, every layer of it scales along.
+        head: ``cmbs``, the published head; or ``text``, for models that compare features with class names (PHP): supervised only.
+        width: width of the head ``cmbs``; 256 as published, every layer of it scales along.
     """
 
     setting: Literal["supervised", "weak"] = "supervised"
+    head: Literal["cmbs", "text"] = "cmbs"
     width: int = Field(default=256, gt=0, multiple_of=4)
+
+    @model_validator(mode="after")
+    def _supervised(self) -> EventOptions:
+        if self.head == "text" and self.setting == "weak":
+            raise ValueError("head: text learns from the event of every second; set setting: supervised, or head: cmbs")
+        return self
 
 
 plugin = TaskPackage(

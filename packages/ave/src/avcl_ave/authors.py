@@ -41,7 +41,7 @@ def checkpoint() -> Published:
         package="avcl_ave",
         config="ave_avmoe",
         head=HEAD,
-        settings={"setting": "supervised"},
+        settings={"setting": "supervised", "head": "cmbs"},
         foreign_adapters=True,
         selected_on_test=True,
     )

@@ -51,7 +51,7 @@ class EventData:
                 f"{total - kept} of {total} training rows left out: their video id is also in validation or test"
             )
         else:
-            self.note = f"best epoch by test accuracy; {overlap} of {total} training rows share a video id with validation or test"
+            self.note = f"{overlap} of {total} training rows share a video id with validation or test"
 
     def key(self, row: Row) -> str:
         """Return the sample key of a row."""

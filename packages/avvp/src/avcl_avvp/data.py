@@ -52,11 +52,15 @@ _NAME = re.compile(rf".{{{ID_LENGTH}}}_[0-9]+(\.[0-9]+)?_[0-9]+(\.[0-9]+)?")
 
 @dataclass(frozen=True)
 class WeakRow:
-    """The events of one video, wherever they are: class indices, each once. ``line`` is 1-based."""
+    """The events of one video, wherever they are: class indices, each once. ``line`` is 1-based.
+
+    ``listed`` is how many labels the file lists, repeated ones included.
+    """
 
     line: int
     name: str
     labels: tuple[int, ...]
+    listed: int
 
     @property
     def video(self) -> str:
@@ -150,7 +154,7 @@ def read_weak(file: AnnotationFile, classes: Sequence[str]) -> list[WeakRow]:
         distinct = tuple(dict.fromkeys(label for label in labels if label is not None))
         if len(distinct) < len(labels):
             file.note(line, "event_labels", text, "each label once", "nothing to do: taken once", "warning")
-        rows[name] = WeakRow(line, name, distinct)
+        rows[name] = WeakRow(line, name, distinct, len(labels))
     if not rows and not file.problems:
         file.note(None, "rows", "a header and nothing else", "at least one video", "put the published file there")
     return list(rows.values())

@@ -133,9 +133,14 @@ class ParsingClips:
         return {"visual": self.prepared.frames(video), "audio": self.prepared.wave(video), **motion}
 
     def targets(self, key: str) -> dict[str, np.ndarray]:
-        """Return ``labels`` ``[C]`` and, outside training, ``audio`` and ``visual`` ``[C, 10]``; 0 or 1."""
+        """Return ``labels`` ``[C]``; outside training also ``audio`` and ``visual`` ``[C, 10]``, 0 or 1, and ``listed``, the number
+        of labels that the file lists for the video."""
+        row = self.rows[key]
+        labels = {"labels": multi_hot(row, self.classes).astype(np.uint8)}
+        if not self.dense:
+            return labels
         dense = {modality: marks[key] for modality, marks in self.dense.items()}
-        return {"labels": multi_hot(self.rows[key], self.classes).astype(np.uint8), **dense}
+        return {**labels, **dense, "listed": np.array(row.listed)}
 
     def digest(self, key: str) -> str:
         """Return the digest of the clip's arrays; DataError for a broken clip."""

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avcl_avvp import ParsingOptions
 from avcl_avvp.dataset import ParsingData
 from avcl_avvp.metrics import parsing_f_scores
 from avcl_avvp.mgn import GroupingHead
 from avcl_avvp.mmil import PoolingHead
+from avcl_avvp.motion import MOTION
+from avcl_avvp.segments import precise
+from avcl_avvp.video_metrics import video_scores
 from avcl_core.batch import Outputs
-from avcl_core.data.prepared import Prepared
 from avcl_core.evaluation.examples import Example, Timeline, TimelineRow
 from avcl_core.features import FeatureSpec
 from avcl_core.stream import Experience
@@ -26,6 +27,7 @@ from avcl_core.task import Dataset, Kind, Prediction, Task
 MODALITIES = ("audio", "visual")
 """The two modalities in which events are parsed."""
 HEADS = {"mgn": GroupingHead, "mmil": PoolingHead}
+"""Heads with layers of their own."""
 THRESHOLD = 0.5
 LARGEST = math.log((1 - 1e-7) / 1e-7)
 """Logits of videos are clamped to ± this in the loss: probabilities to [1e-7, 1 − 1e-7]."""
@@ -38,6 +40,13 @@ _BLOCK = {
     "type_av": "{}-level Type@Avg. F1",
     "event_av": "{}-level Event@Avg. F1",
 }
+_VIDEO = {
+    "video_map": "Video mAP",
+    "video_f1_micro": "Video F1, micro",
+    "video_f1_macro": "Video F1, macro",
+    "video_hit": "Video accuracy (any label)",
+    "video_accuracy": "Video accuracy, items (lowest label)",
+}
 
 
 class VideoParsing(Task):
@@ -46,12 +55,13 @@ class VideoParsing(Task):
     Outputs: ``clip``, ``clip_audio``, ``clip_visual`` ``[b, C]``, logits per video; ``audio``, ``visual`` ``[b, T, C]``, values
     per second that stand for probabilities but may exceed 1 (:class:`GroupingHead`), hence no logits; from heads with class
     tokens also their class logits ``class_audio``, ``class_visual`` ``[b, C, C]``, which are the same for every sample and so
-    are none of the ``fields`` that distillation and dark replay keep per sample. Targets: ``labels`` ``[b, C]`` (weak, all that training has) and, for validation and test, the dense
-    ``audio`` and ``visual`` ``[b, C, T]``. Predictions: ``audio`` and ``visual`` ``[b, C, T]``, 0 or 1.
+    are none of the ``fields`` that distillation and dark replay keep per sample. Targets: ``labels`` ``[b, C]`` (weak, all that
+    training has) and, for validation and test, the dense ``audio`` and ``visual`` ``[b, C, T]`` and ``listed`` ``[b]``, the number
+    of labels in the file. Predictions: ``audio`` and ``visual`` ``[b, C, T]``, 0 or 1, and ``clip`` ``[b, C]``, the probability p.
 
     Args:
         data: LLP under a protocol.
-        head: ``mgn`` or ``mmil``.
+        head: name of the head: one of :data:`HEADS`, unless a subclass has a head of its own.
         width: width of the head, 128 as published.
     """
 
@@ -67,8 +77,9 @@ class VideoParsing(Task):
     }
 
     def __init__(self, data: ParsingData, head: str = "mgn", width: int = 128) -> None:
-        self.data, self.head_class, self.width = data, HEADS[head], width
+        self.data, self.head_name, self.width = data, head, width
         self.labels = data.classes
+        self.needs = (MOTION,) if data.motion else ()
         self.splits_note = data.note
 
     def experiences(self) -> tuple[Experience, ...]:
@@ -82,7 +93,7 @@ class VideoParsing(Task):
 
     def head(self, spec: FeatureSpec, experience: Experience) -> nn.Module:
         """Return the chosen head over all classes."""
-        return self.head_class(spec, len(self.labels), self.width, self.data.motion)
+        return HEADS[self.head_name](spec, len(self.labels), self.width, self.data.motion)
 
     def nll(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> Tensor:
         """Return the sum of :meth:`parts` per video ``[b]``."""
@@ -120,12 +131,14 @@ class VideoParsing(Task):
         return parts
 
     def decode(self, outputs: Outputs) -> dict[str, Tensor]:
-        """Return per modality [P_m ≥ 0.5] ∧ [p ≥ 0.5] as uint8 ``[b, C, T]`` (tasks.md 2.6)."""
-        in_video = outputs["clip"].sigmoid()[:, :, None] >= THRESHOLD
-        return {name: ((outputs[name].transpose(1, 2) >= THRESHOLD) & in_video).byte() for name in MODALITIES}
+        """Return per modality [P_m ≥ 0.5] ∧ [p ≥ 0.5] as uint8 ``[b, C, T]`` (tasks.md 2.6), and p as ``clip`` ``[b, C]``."""
+        clip = precise(outputs["clip"]).sigmoid()
+        in_video = clip[:, :, None] >= THRESHOLD
+        marks = {name: ((outputs[name].transpose(1, 2) >= THRESHOLD) & in_video).byte() for name in MODALITIES}
+        return {**marks, "clip": clip}
 
     def score(self, predictions: Mapping[str, Prediction], targets: Mapping[str, Prediction]) -> dict[str, float]:
-        """Return the ten F-scores of :func:`parsing_f_scores` in percent.
+        """Return the ten F-scores of :func:`parsing_f_scores` and the scores of whole videos of :func:`video_scores`, in percent.
 
         Raises:
             ValueError: predictions and targets have different keys, or the targets have no dense labels.
@@ -140,23 +153,28 @@ class VideoParsing(Task):
         stacked = [
             np.stack([side[key][name] for key in keys]) for side in (predictions, targets) for name in MODALITIES
         ]
-        return parsing_f_scores(*stacked)
+        clip, labels, listed = (
+            np.stack([side[key][name] for key in keys])
+            for side, name in ((predictions, "clip"), (targets, "labels"), (targets, "listed"))
+        )
+        return {**parsing_f_scores(*stacked), **video_scores(clip, labels, listed)}
 
     def controls(self, train: Mapping[str, Prediction], test: Mapping[str, Prediction]) -> dict[str, dict[str, float]]:
         """Score nothing, the most frequent training class in audio alone, and the weak labels on every second."""
         frequent = int(np.sum([target["labels"] for target in train.values()], axis=0).argmax())
 
         def blank(like: Prediction) -> Prediction:
-            return {name: np.zeros_like(like[name]) for name in MODALITIES}
+            marks = {name: np.zeros_like(like[name]) for name in MODALITIES}
+            return {**marks, "clip": np.zeros(len(self.labels), np.float32)}
 
         def always(like: Prediction) -> Prediction:
             prediction = blank(like)
-            prediction["audio"][frequent] = 1
+            prediction["audio"][frequent] = prediction["clip"][frequent] = 1
             return prediction
 
         def everywhere(like: Prediction) -> Prediction:
             spread = np.repeat(np.asarray(like["labels"])[:, None], like["audio"].shape[1], axis=1)
-            return dict.fromkeys(MODALITIES, spread)
+            return {**dict.fromkeys(MODALITIES, spread), "clip": np.asarray(like["labels"], np.float32)}
 
         predictors = {
             "nothing": blank,
@@ -169,12 +187,13 @@ class VideoParsing(Task):
         }
 
     def table(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-        """Return the ten rows that the community prints, one decimal (tasks.md 2.10)."""
-        return [
+        """Return the ten rows that the community prints, one decimal (tasks.md 2.10), then the scores of whole videos."""
+        parsing = [
             (label.format(level.capitalize()), f"{metrics[f'{level}_{name}']:.1f}")
             for level in ("segment", "event")
             for name, label in _BLOCK.items()
         ]
+        return parsing + [(label, f"{metrics[name]:.1f}") for name, label in _VIDEO.items()]
 
     def examples(
         self, predictions: Mapping[str, Prediction], targets: Mapping[str, Prediction], dataset: Dataset
@@ -195,8 +214,3 @@ class VideoParsing(Task):
                     rows.append(TimelineRow(f"{label} ({how})", truth, found))
         present = ", ".join(label for label, value in zip(self.labels, true["labels"], strict=True) if value)
         return Timeline(key, f"{key}: {present}", tuple(rows))
-
-
-def build(options: ParsingOptions, prepared: Prepared, protocol: str) -> VideoParsing:
-    """Return the task over prepared data, as the package's plug-in builds it."""
-    return VideoParsing(ParsingData(prepared, protocol, options.motion), options.head, options.width)
