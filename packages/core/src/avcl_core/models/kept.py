@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Hashable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from avcl_core.features import Features
 from avcl_core.precision import unmixed
 from avcl_core.walk import Ctx, DualStream
+from shared_backbones.tower import Tower
 
 
 class Kept:
@@ -22,12 +25,12 @@ class Kept:
 
     Args:
         limit: bytes of features to keep; 0 keeps none.
-        rows: rows per batch of the tower.
+        rows: rows per batch of the tower; ten are the frames of most clips, so that one clip alone fills nothing up.
     """
 
-    def __init__(self, limit: int, rows: int = 8) -> None:
+    def __init__(self, limit: int, rows: int = 10) -> None:
         self.left, self.rows = limit, rows
-        self._entries: dict[tuple[str, bool, bool, bytes], tuple[Tensor, ...]] = {}
+        self._entries: dict[tuple[Hashable, ...], tuple[Tensor, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -49,10 +52,32 @@ class Kept:
         A tower that learns (``trainable``) is computed every time: its features do change.
         """
         ((name, tower),) = walk.towers.items()
+        kind = (name, name in walk.unnormed, stages)
+        final, *maps = self._parts(kind, tower, values, lambda rows: self._compute(walk, rows, stages))
+        return Features({name: final}, {name: tuple(maps)})
+
+    def joint(self, walk: DualStream, values: Tensor) -> Tensor:
+        """Return the normalised features ``[n, D]`` of every row in the space that a tower shares with text, as above.
+
+        An entry is one vector: a hundredth of the final tokens of CLIP ViT-B/32.
+        """
+        ((name, tower),) = walk.towers.items()
+
+        def project(rows: Tensor) -> tuple[Tensor, ...]:
+            final, *_ = self._compute(walk, rows, stages=False)
+            with torch.no_grad(), unmixed(rows):
+                return (F.normalize(tower.project(final), dim=-1),)
+
+        (found,) = self._parts((name, "joint"), tower, values, project)
+        return found
+
+    def _parts(
+        self, kind: tuple[Hashable, ...], tower: Tower, values: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """Return what ``compute`` makes of every row, from the memory where it is known."""
         if values.is_meta:  # shapes only, to count with: no content by which to know a row again
-            final, *maps = self._compute(walk, values, stages)
-            return Features({name: final}, {name: tuple(maps)})
-        keys = [(name, name in walk.unnormed, stages, content) for content in _contents(values)]
+            return compute(values)
+        keys = [(*kind, content) for content in _contents(values)]
         known = {} if tower.trainable else self._entries
         found = {key: known[key] for key in keys if key in known}
         missing = {key: row for row, key in enumerate(keys) if key not in found}
@@ -60,13 +85,12 @@ class Kept:
         for start in range(0, len(order), self.rows):
             batch = order[start : start + self.rows]
             filled = batch + batch[-1:] * (self.rows - len(batch))
-            made = self._compute(walk, values[[missing[key] for key in filled]], stages)
+            made = compute(values[[missing[key] for key in filled]])
             for row, key in enumerate(batch):
                 found[key] = tuple(part[row] for part in made)
                 if not tower.trainable:
                     self._keep(key, found[key])
-        final, *maps = (torch.stack(parts) for parts in zip(*(found[key] for key in keys), strict=True))
-        return Features({name: final}, {name: tuple(maps)})
+        return tuple(torch.stack(parts) for parts in zip(*(found[key] for key in keys), strict=True))
 
     def _compute(self, walk: DualStream, values: Tensor, stages: bool) -> tuple[Tensor, ...]:
         ((name, tower),) = walk.towers.items()
@@ -76,7 +100,7 @@ class Kept:
         maps = made.stages[name] if stages else ()
         return tuple(part.squeeze(1) for part in (made.final[name], *maps))
 
-    def _keep(self, key: tuple[str, bool, bool, bytes], parts: tuple[Tensor, ...]) -> None:
+    def _keep(self, key: tuple[Hashable, ...], parts: tuple[Tensor, ...]) -> None:
         size = sum(part.numel() * part.element_size() for part in parts)
         if size <= self.left:
             self.left -= size
