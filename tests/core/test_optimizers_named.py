@@ -1,5 +1,7 @@
 """Named optimisers: groups by owner, exact state, and a schedule with known values."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -61,20 +63,22 @@ def test_only_live_parameters_are_taken():
         NamedOptimizer((Group(("task:*",)),), owners, OPTIONS, 10)
 
 
-def test_a_state_by_name_continues_bit_for_bit_whatever_the_order_of_groups():
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_a_state_by_name_continues_bit_for_bit_whatever_the_order_of_groups(name):
+    options = OPTIONS.model_copy(update={"optimizer": name})
     straight, first, second = model(), model(), model()
-    one = NamedOptimizer((Group(),), Owners(straight), OPTIONS, 10)
+    one = NamedOptimizer((Group(),), Owners(straight), options, 10)
     stepped(straight, one, 6)
-    two = NamedOptimizer((Group(),), Owners(first), OPTIONS, 10)
+    two = NamedOptimizer((Group(),), Owners(first), options, 10)
     stepped(first, two, 3)
     second.load_state_dict(first.state_dict())
-    three = NamedOptimizer((Group(("task:*",)), Group()), Owners(second), OPTIONS, 10)
+    three = NamedOptimizer((Group(("task:*",)), Group()), Owners(second), options, 10)
     three.load(two.state())
     stepped(second, three, 3, first=3)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), second.parameters(), strict=True))
     forgetful = model()
     forgetful.load_state_dict(first.state_dict())
-    stepped(forgetful, NamedOptimizer((Group(),), Owners(forgetful), OPTIONS, 10), 3, first=3)
+    stepped(forgetful, NamedOptimizer((Group(),), Owners(forgetful), options, 10), 3, first=3)
     assert not torch.equal(straight.one.weight, forgetful.one.weight)
 
 
@@ -98,3 +102,75 @@ def test_the_schedule_warms_up_linearly_and_falls_to_zero():
     assert values[2:] == sorted(values[2:], reverse=True)
     assert schedule(options, 10, 10) == pytest.approx(0)
     assert [schedule(OPTIONS, i, 10) for i in (0, 9)] == [1.0, 1.0]
+
+
+PUBLISHED = TrainingOptions(
+    epochs=10, lr=3e-4, lr_min=1e-6, schedule_by="epoch", warmup=0, optimizer="adam", weight_decay=1e-5
+)
+"""PHP's optimisation (php.md 4.3)."""
+TABLE = """3.000000e-4 2.926829e-4 2.714480e-4 2.383739e-4 1.966980e-4
+1.505000e-4 1.043020e-4 6.262610e-5 2.955196e-5 8.317051e-6"""
+"""Learning rates of its ten epochs (php.md 9.1)."""
+
+
+def used(options, total, indices, rate=1.0):
+    """Learning rates with which steps are made."""
+    optimizer = NamedOptimizer((Group(rate=rate),), Owners(model()), options, total)
+    found = []
+    for index in indices:
+        optimizer.step(index)
+        found += {group["lr"] for group in optimizer.inner.param_groups}
+    return found
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_the_cosine_by_epoch_has_the_published_values(steps):
+    rates = used(PUBLISHED, 10 * steps, range(10 * steps))
+    expected = [text for text in TABLE.split() for _ in range(steps)]
+    assert [f"{rate:.6e}".replace("e-0", "e-") for rate in rates] == expected
+
+
+def test_by_epoch_and_by_step_agree_at_the_first_step_of_an_epoch():
+    by_step = PUBLISHED.model_copy(update={"schedule_by": "step"})
+    starts = range(0, 50, 5)
+    assert used(by_step, 50, starts) == used(PUBLISHED, 50, starts)
+    rates = used(by_step, 50, range(50))
+    assert len(set(rates)) == 50
+    assert rates == sorted(rates, reverse=True)
+    assert schedule(by_step, 50, 50) * 3e-4 == pytest.approx(1e-6)
+
+
+def test_the_cosine_by_epoch_begins_where_the_warm_up_ends():
+    options = PUBLISHED.model_copy(update={"warmup": 0.3, "epochs": 5})
+    found = [schedule(options, index, 20) for index in range(20)]
+    assert found[:6] == pytest.approx([n / 6 for n in range(1, 7)])
+    assert found[6:8] == [1.0, 1.0]
+    assert all(len(set(found[at : at + 4])) == 1 for at in (8, 12, 16))
+    assert 1 > found[8] > found[12] > found[16] > 1 / 300
+
+
+def test_a_factor_on_the_rate_is_a_factor_on_its_floor():
+    plain = used(PUBLISHED, 10, range(10))
+    scaled = used(PUBLISHED.model_copy(update={"rates": {"*": 0.001}}), 10, range(10), rate=2.0)
+    assert scaled == pytest.approx([0.002 * rate for rate in plain], rel=1e-12)
+
+
+def test_without_a_floor_and_by_step_the_cosine_is_what_it_was_bit_for_bit():
+    options = TrainingOptions(warmup=0.05, lr=7e-4)
+    for total in (40, 97, 1000):
+        warm = math.ceil(0.05 * total)
+        old = [0.5 * (1 + math.cos(math.pi * (index - warm) / max(1, total - warm))) for index in range(warm, total)]
+        assert [schedule(options, index, total) for index in range(warm, total)] == old
+
+
+@pytest.mark.parametrize(("name", "after"), [("adamw", 2 - 0.1 * 0.3 * 2), ("adam", 2 - 0.1)])
+def test_decay_without_a_gradient_shrinks_by_a_share_or_is_a_gradient_of_its_own(name, after):
+    """Decoupled: p (1 - lr wd). As an L2 term: Adam's first step of a gradient wd p, which is lr whatever its size."""
+    made = model()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.fill_(2.0)
+            parameter.grad = torch.zeros_like(parameter)
+    NamedOptimizer((Group(),), Owners(made), OPTIONS.model_copy(update={"optimizer": name}), 10).step(0)
+    assert made.one.weight.flatten().tolist() == pytest.approx([after] * 4)
+    assert made.one.bias.tolist() == pytest.approx([after] * 2)

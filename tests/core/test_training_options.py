@@ -30,10 +30,14 @@ def test_steps_fall_after_every_so_many_epochs():
         {"schedule": "step", "decay": 0.5},
         {"schedule": "cosine", "decay": 0.5},
         {"patience": 3, "selection": "last"},
+        {"schedule": "constant", "lr_min": 1e-6},
+        {"schedule": "constant", "schedule_by": "epoch"},
+        {"schedule": "step", "decay": 0.5, "decay_every": 1, "schedule_by": "epoch"},
+        {"lr": 1e-3, "lr_min": 2e-3},
     ],
 )
 def test_options_that_do_not_belong_together_are_refused(given):
-    with pytest.raises(ValidationError, match=r"needs|takes no"):
+    with pytest.raises(ValidationError, match=r"needs|takes no|is above lr"):
         TrainingOptions(**given)
 
 

@@ -94,7 +94,6 @@ SAME = (
     "results/table.md",
     "results/summary.json",
 )
-CHECKPOINT = ("trained.safetensors", "method.safetensors", "selected.safetensors", "optimizer.pt", "state.json")
 
 
 def content(run: Path) -> dict[str, bytes]:
@@ -103,7 +102,7 @@ def content(run: Path) -> dict[str, bytes]:
 
     latest = run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text().strip()
     found = {name: (run / name).read_bytes() for name in SAME}
-    found |= {name: (latest / name).read_bytes() for name in CHECKPOINT}
+    found |= {str(p.relative_to(latest)): p.read_bytes() for p in sorted(latest.rglob("*")) if p.is_file()}
     for made in ("predictions/*/*", "results/examples/*"):
         found |= {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.glob(made))}
     found["report.html"] = render([run]).read_bytes()

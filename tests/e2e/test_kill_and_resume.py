@@ -18,7 +18,7 @@ from .conftest import Child, content, newest, run_folders, start
 
 
 def syncs(run: Path) -> int:
-    """How many files a run like ``run`` makes durable: six for a checkpoint, and some more around it."""
+    """At least how many files a run like ``run`` makes durable: eight for a commit that links all tensors, more for others."""
     return 8 * int((run / "checkpoints" / "LATEST").read_text().split("-")[0])
 
 

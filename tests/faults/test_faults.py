@@ -15,12 +15,16 @@ from avcl_core.training.checkpoint import Checkpoint, CheckpointStore
 
 
 def state(value: float) -> Checkpoint:
-    return Checkpoint({"w": torch.full((3,), value)}, {"memory": {}}, {}, {}, {"step": value})
+    tensors = {"w": torch.full((3,), value), "old": torch.zeros(3)}
+    return Checkpoint(tensors, {"w": "shared", "old": "task:old"}, {"memory": {}}, {}, {}, {"step": value})
 
 
-@pytest.mark.parametrize("write", ["save_file", "sync", "replace_text"])
+@pytest.mark.parametrize(
+    ("where", "write"),
+    [(Path, "write_bytes"), (torch, "save"), (Path, "write_text"), (checkpoint, "sync"), (checkpoint, "replace_text")],
+)
 def test_full_disk_during_a_commit_leaves_the_last_one(
-    write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: object, write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = CheckpointStore(tmp_path)
     store.commit(state(1.0))
@@ -28,7 +32,7 @@ def test_full_disk_during_a_commit_leaves_the_last_one(
     def full(*arguments: object, **named: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, write, full)
+    monkeypatch.setattr(where, write, full)
     with pytest.raises(OSError, match="No space left"):
         store.commit(state(2.0))
     monkeypatch.undo()

@@ -137,9 +137,15 @@ class Owners:
                 self.rows[name].tensor.copy_(value)
 
     def report(self) -> list[dict[str, Any]]:
-        """Return name, owner, number of elements and kind of every owned tensor: the content of ``ownership.json``."""
+        """Return name, owner, number of elements, bytes and kind of every owned tensor: the content of ``ownership.json``."""
         return [
-            {"name": row.name, "owner": row.owner, "numel": row.tensor.numel(), "kind": row.kind}
+            {
+                "name": row.name,
+                "owner": row.owner,
+                "numel": row.tensor.numel(),
+                "bytes": row.tensor.nbytes,
+                "kind": row.kind,
+            }
             for row in self.rows.values()
         ]
 

@@ -256,7 +256,8 @@ def _folder(
         "offsets": folder.offsets(),
         "digests": dict(assembly.digests),
     }
-    folder.store.commit(Checkpoint(owners.state(), method.state(), {}, {}, state), STATUS)
+    held = {row.name: row.owner for row in owners.rows.values()}
+    folder.store.commit(Checkpoint(owners.state(), held, method.state(), {}, {}, state), STATUS)
     folder.event(STATUS, source=done.source, sha256=done.sha256)
     record = {
         "format": 1,

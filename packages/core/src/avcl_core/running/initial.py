@@ -60,10 +60,9 @@ def head_tensors(source: Path, task: str) -> dict[str, Tensor]:
     if not (run / "run.json").is_file():
         raise IntegrityError(f"init.{task}: {source} is neither a run folder nor a checkpoint RUN/checkpoints/TAG")
     heads: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in RunFolder.open(run).store.load(tag).trained.items():
-        if name.startswith("heads."):
-            _, owner, relative = name.split(".", 2)
-            heads.setdefault(owner, {})[relative] = tensor
+    for owner, tensors in RunFolder.open(run).store.trained(tag, ("head:*",)).items():
+        of = owner.partition(":")[2]
+        heads[of] = {name.removeprefix(f"heads.{of}."): tensor for name, tensor in tensors.items()}
     if task in heads:
         return heads[task]
     if len(heads) != 1:

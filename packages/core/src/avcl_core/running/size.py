@@ -24,7 +24,7 @@ from avcl_core.walk import Ctx
 from shared_backbones.tower import Tower
 
 MOMENTS = 2
-"""Tensors that AdamW keeps per trained one."""
+"""Tensors that Adam and AdamW keep per trained one."""
 Known = dict[str, tuple[Features, "Parts"]]
 Parts = dict[str, int]
 """Tower name, ``adapters`` (all modules at sites), ``head`` or ``other`` → FLOPs."""

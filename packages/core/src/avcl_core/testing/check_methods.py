@@ -11,7 +11,7 @@ import torch
 from avcl_core.ownership import Owners, matches
 from avcl_core.testing.rules import require
 from avcl_core.testing.toy_run import ToyRun, differences, run_interrupted, run_straight
-from avcl_core.training.checkpoint import pack, unpack
+from avcl_core.training.packing import pack, unpack
 
 
 def check_method(toy: ToyRun, folder: Path, stops: int = 3) -> None:

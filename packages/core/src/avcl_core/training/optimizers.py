@@ -15,7 +15,7 @@ from avcl_core.training.options import TrainingOptions
 
 
 class NamedOptimizer:
-    """AdamW over the live parameters that groups of owner patterns select.
+    """AdamW or Adam over the live parameters that groups of owner patterns select.
 
     Args:
         groups: later groups take what earlier ones left.
@@ -39,7 +39,8 @@ class NamedOptimizer:
                 described.append({"params": parameters, "weight_decay": decay, "rate": group.rate * factor})
         if not described:
             raise ValueError(f"no live parameter matches the optimiser groups {[group.owners for group in groups]}")
-        self.inner = torch.optim.AdamW(described, lr=options.lr)
+        form = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
+        self.inner = form(described, lr=options.lr)
 
     def step(self, index: int) -> None:
         """Apply step ``index`` (0-based within the session) at the scheduled learning rate."""
@@ -75,7 +76,10 @@ class NamedOptimizer:
 
 
 def schedule(options: TrainingOptions, index: int, total: int) -> float:
-    """Return the factor on the learning rate at step ``index`` of ``total``: linear warm-up, then constant, cosine or steps."""
+    """Return the factor on the learning rate at step ``index`` of ``total``: linear warm-up, then constant, cosine or steps.
+
+    By epoch without warm-up, the cosine is that of ``CosineAnnealingLR`` with ``T_max`` = epochs, stepped after each epoch.
+    """
     warm = math.ceil(options.warmup * total)
     if index < warm:
         return (index + 1) / warm
@@ -84,4 +88,8 @@ def schedule(options: TrainingOptions, index: int, total: int) -> float:
     if options.decay is not None and options.decay_every is not None:
         epoch = index * options.epochs // total
         return options.decay ** (epoch // options.decay_every)
-    return 0.5 * (1 + math.cos(math.pi * (index - warm) / max(1, total - warm)))
+    if options.schedule_by == "epoch":
+        steps = total // options.epochs
+        index = max(warm, index // steps * steps)
+    floor = options.lr_min / options.lr
+    return floor + (1 - floor) * (0.5 * (1 + math.cos(math.pi * (index - warm) / max(1, total - warm))))

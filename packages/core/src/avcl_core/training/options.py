@@ -23,10 +23,14 @@ class TrainingOptions(Options):
         batch_size: samples per optimiser step, over all ranks.
         micro_batch: samples per backward pass; ``None`` for the whole batch.
         lr: learning rate; a method's groups scale it.
-        rates: owner pattern (``head:*``, ``shared``) → factor on the learning rate of what it matches first; 1 for the rest.
-        weight_decay: AdamW's decoupled decay.
-        schedule: ``constant``, ``cosine`` to zero over the session, or ``step``: times ``decay`` after every ``decay_every``
-            epochs.
+        rates: owner pattern (``head:*``, ``shared``) → factor on the learning rate of what it matches first; 1 for the rest. The
+            factor is on the whole schedule, ``lr_min`` included.
+        optimizer: ``adamw``, whose weight decay is decoupled from the gradient, or ``adam``, where it is an L2 term of it.
+        weight_decay: the decay, of either form.
+        schedule: ``constant``, ``cosine`` from ``lr`` to ``lr_min`` over the session, or ``step``: times ``decay`` after every
+            ``decay_every`` epochs.
+        schedule_by: the cosine falls at every ``step``, or keeps through each ``epoch`` the value of its first step.
+        lr_min: learning rate at the end of the cosine; the warm-up begins below it.
         warmup: fraction of the session's steps with linearly rising learning rate.
         clip: largest gradient norm; ``None`` for no clipping.
         selection: ``best`` epoch on the experience's selection split, or the ``last`` one.
@@ -42,8 +46,11 @@ class TrainingOptions(Options):
     micro_batch: PositiveInt | None = None
     lr: PositiveFloat = 1e-3
     rates: dict[str, PositiveFloat] = Field(default_factory=dict)
+    optimizer: Literal["adamw", "adam"] = "adamw"
     weight_decay: NonNegativeFloat = 0.01
     schedule: Literal["constant", "cosine", "step"] = "cosine"
+    schedule_by: Literal["step", "epoch"] = "step"
+    lr_min: NonNegativeFloat = 0.0
     decay: float | None = Field(default=None, gt=0, le=1)
     decay_every: PositiveInt | None = None
     warmup: float = Field(default=0.05, ge=0, lt=1)
@@ -71,6 +78,12 @@ class TrainingOptions(Options):
                 raise ValueError(
                     f"schedule {self.schedule} {'needs' if self.schedule == 'step' else 'takes no'} {name}"
                 )
+        if self.schedule != "cosine":
+            for name, plain in (("schedule_by", "step"), ("lr_min", 0)):
+                if getattr(self, name) != plain:
+                    raise ValueError(f"schedule {self.schedule} takes no {name}; it belongs to cosine")
+        if self.lr_min > self.lr:
+            raise ValueError(f"lr_min {self.lr_min:g} is above lr {self.lr:g}; a cosine falls from lr to lr_min")
         for pattern in self.rates:
             if pattern.partition(":")[0] not in (*OWNER_KINDS, "*"):
                 raise ValueError(f"rates: {pattern!r} matches no owner; expected {', '.join(OWNER_KINDS)} or *")

@@ -16,7 +16,7 @@ from avcl_core.ownership import Owners, digest_tensors
 from avcl_core.seeding import seed_step
 from avcl_core.stream import Experience, Session, Stream
 from avcl_core.task import Task
-from avcl_core.training.checkpoint import Checkpoint, CheckpointStore
+from avcl_core.training.checkpoint import TRAINED, Checkpoint, CheckpointStore
 from avcl_core.training.loader import Loader
 from avcl_core.training.optimizers import NamedOptimizer
 from avcl_core.training.options import TrainingOptions
@@ -354,7 +354,8 @@ class Trainer:
             "digests": self.digests,
         }
         if self.collective.rank == 0:
-            self.store.commit(Checkpoint(state, method.state(), optimizer, self.best.state, record), label)
+            held = {row.name: row.owner for row in owners.rows.values()}
+            self.store.commit(Checkpoint(state, held, method.state(), optimizer, self.best.state, record), label)
         self.collective.barrier()
 
     def resume(self) -> None:
@@ -386,7 +387,9 @@ class Trainer:
         try:
             Owners(self.method.model).load(checkpoint.trained)
         except ValueError as error:
-            raise IntegrityError(f"{self.store.folder}: trained.safetensors: {error}") from error
+            raise IntegrityError(
+                f"{self.store.folder / (tag or self.store.latest() or '') / TRAINED}: {error}"
+            ) from error
         self.method.load(checkpoint.method)
         self.finished_optimizers = dict(checkpoint.optimizer)
         skill, epoch = state["best"]["skill"], state["best"]["epoch"]
