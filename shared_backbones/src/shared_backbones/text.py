@@ -46,14 +46,14 @@ class TextEncoder:
         if self.vocabulary is None:
             raise absent(self._tower, self._expected)
         v = self.vocabulary
-        ids = torch.full((len(texts), LENGTH), v.pad)
+        ids = torch.full((len(texts), LENGTH), v.pad, device="cpu")
         for row, text in enumerate(texts):
             tokens = [v.start, *v.encode(text), v.end]
             if len(tokens) > LENGTH:
                 raise ValueError(
                     f"{self._tower} text: {len(tokens)} tokens, at most {LENGTH} with start and end: {text!r}"
                 )
-            ids[row, : len(tokens)] = torch.tensor(tokens)
+            ids[row, : len(tokens)] = torch.tensor(tokens, device="cpu")
         return ids
 
     def token_embeddings(self, ids: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+ROUTER = "router"
+"""Site of the choice among tasks, where the task is hidden; its gates are 1 for the slot that a sample was sent to."""
+
 
 class Trace:
     """What was observed during one prediction, by site label such as ``audio 2 5 mlp`` (modality, stage, pair, site).
@@ -53,6 +56,12 @@ class Trace:
         # A tensor stays on its device: reading it here would make every batch wait for it.
         kept = values.detach() if isinstance(values, Tensor) else list(values)
         self.constants.setdefault(site, {})[name] = kept
+
+    def tell_route(self, chosen: Sequence[str], slots: Sequence[str], device: torch.device) -> None:
+        """Keep which of the ``slots`` each sample was sent to, as gates of the site :data:`ROUTER`."""
+        index = torch.tensor([slots.index(slot) for slot in chosen])
+        self.put(ROUTER, "gates", torch.nn.functional.one_hot(index, len(slots)).float().to(device))
+        self.keep(ROUTER, "experts", slots)
 
     def tell_features(self, final: Mapping[str, Tensor]) -> None:
         """Keep the means over seconds and tokens of final features ``[b, T, N, C]``, in float32, if they are wanted.

@@ -10,7 +10,7 @@ import numpy as np
 from avcl_core.collective import Collective
 from avcl_core.evaluation.examples import COUNT, Example
 from avcl_core.evaluation.saved_features import FeatureMeans, SavedFeatures
-from avcl_core.evaluation.usage import Usage, UsageCounter
+from avcl_core.evaluation.usage import Usage, UsageCounter, routing_accuracy
 from avcl_core.methods.base import Method
 from avcl_core.seeding import ordered
 from avcl_core.stream import Experience
@@ -23,6 +23,7 @@ from avcl_core.training.loader import Loader
 class Evaluation:
     """Metrics of one split, with the predictions that they were computed from and some samples to look at.
 
+    Where the experience is hidden and a model sends samples to one, ``metrics`` has the ``routing_accuracy`` in percent.
     ``usage`` says how the model's experts were used; ``None`` where it has nothing to tell. ``features`` is there where asked for.
     """
 
@@ -106,7 +107,8 @@ class Evaluator:
         )
         usage = counter.usage(self.collective)
         saved = None if means is None else means.joined(list(predictions), self.collective)
-        return Evaluation(task.score(predictions, targets), controls, predictions, examples, usage, saved)
+        metrics = {**task.score(predictions, targets), **routing_accuracy(usage, method.model.slot(experience))}
+        return Evaluation(metrics, controls, predictions, examples, usage, saved)
 
     def skill(self, task: Task, experience: Experience, metrics: Mapping[str, float]) -> float:
         """Return the primary metric as a skill score: 0 for the best trivial predictor of the selection split, 1 if perfect.

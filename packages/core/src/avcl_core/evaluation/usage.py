@@ -13,7 +13,7 @@ from torch import Tensor
 
 from avcl_core.collective import Collective
 from avcl_core.evaluation.matrix import encode_number
-from avcl_core.trace import Trace
+from avcl_core.trace import ROUTER, Trace
 
 Usage = dict[str, Any]
 """What :meth:`UsageCounter.usage` returns: JSON, and the entry of one row and test set in ``expert_usage.json``."""
@@ -102,6 +102,14 @@ class UsageCounter:
             site: {name: v.tolist() if isinstance(v, Tensor) else list(v) for name, v in told.items()}
             for site, told in self.constants.items()
         }
+
+
+def routing_accuracy(usage: Usage | None, slot: str) -> dict[str, float]:
+    """Return ``routing_accuracy``, the percentage of samples that were sent to ``slot``; nothing where nothing was routed."""
+    told = None if usage is None else usage["sites"].get(ROUTER)
+    if told is None:
+        return {}
+    return {"routing_accuracy": 100 * told["first"][told["constants"]["experts"].index(slot)] / told["rows"]}
 
 
 def tower_of(site: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from avcl_core.features import Features, FeatureSpec
 from avcl_core.models.base import Model, Requires
 from avcl_core.models.kept import Kept
 from avcl_core.ownership import own
+from avcl_core.precision import unmixed
+from avcl_core.prompts.centres import Centres, Metric
 from avcl_core.prompts.context import ClassPrompts, LearnedContext, spoken
 from avcl_core.stream import Experience
 from avcl_core.task import Task
@@ -25,6 +27,10 @@ from avcl_core.walk import Ctx, DualStream
 from shared_backbones.text import TextEncoder
 from shared_backbones.tower import Tower
 
+if TYPE_CHECKING:
+    from avcl_core.methods.base import Data
+
+Modality = Literal["visual", "audio"]
 CONTRAST_SCALE = 100.0
 """Factor on the cosines of the contrastive term (php.md 4.1)."""
 SHARED_TEXT = "shared:text"
@@ -62,6 +68,20 @@ class ContrastOptions(Options):
     visual_to_audio: NonNegativeFloat = 1.5
 
 
+class RouterOptions(Options):
+    """Centres that tell to which task a sample of a hidden experience belongs (:class:`Centres`).
+
+    Attributes:
+        count: K-Means centres per task.
+        metric: ``l1`` or ``cosine``.
+        reads: towers whose frozen features are compared, side by side.
+    """
+
+    count: PositiveInt = 5
+    metric: Metric = "l1"
+    reads: Annotated[tuple[Modality, ...], Field(min_length=1)] = ("visual", "audio")
+
+
 class AlignedOptions(Options):
     """Configuration that all models on CLIP and CLAP have.
 
@@ -82,6 +102,11 @@ class _Encoded:
     context: Tensor
     version: int
     features: Tensor
+
+    def of(self, context: Tensor) -> bool:
+        """Whether they are of these values: the same tensor, not written to since, on the same device."""
+        same = self.context is context and self.version == context._version
+        return same and self.features.device == context.device
 
 
 class Aligned(Model):
@@ -108,6 +133,8 @@ class Aligned(Model):
         self.kept = Kept(options.cache_mib * 2**20)
         self.contexts = nn.ModuleDict()
         self.prompts: dict[str, ClassPrompts] = {}
+        self.router: Centres | None = None  # a model that sends hidden samples to centres makes them
+        self._reads: tuple[Modality, ...] = ()
         self._seen: dict[str, _Encoded] = {}
         self._heard: dict[str, Tensor] = {}
         self.text = nn.ModuleDict()
@@ -152,6 +179,8 @@ class Aligned(Model):
         """Create what the experience needs; a task with texts gets a context of its own."""
         super().grow(experience)
         task = self.tasks[experience.task]
+        if self.router is not None:
+            self.router.grow(self.slot(experience))
         if not task.texts:
             return
         self.prompts[task.name] = ClassPrompts(self._text("visual"), task.texts, self.options.context.tokens)
@@ -159,15 +188,48 @@ class Aligned(Model):
             context = LearnedContext(self.options.context.tokens, self._text("visual").width)
             self.contexts[task.name] = own(context, f"task:{task.name}")
 
+    def joint_width(self, name: str) -> int:
+        """Return the width of the space that a tower shares with text."""
+        return _joint(dict(self._towers())[name])
+
+    def make_router(self, options: RouterOptions) -> None:
+        """Keep centres of every task's frozen features, by which :meth:`guess` chooses."""
+        width = sum(self.joint_width(name) for name in options.reads)
+        self.router, self._reads = Centres(width, options.count, options.metric), options.reads
+
     def active(self, experience: Experience) -> tuple[str, ...]:
         """Return the model's owners; what serves text classifiers learns only from tasks that have one."""
         if not self.tasks[experience.task].texts:
             return super().active(experience)
         return (*super().active(experience), f"task:{experience.task}", SHARED_TEXT)
 
+    # ------------------------------------------------------------------ routing
+    def calibrate(self, experience: Experience, data: Data) -> None:
+        """Compute the centres of the experience, where the model keeps any."""
+        if self.router is not None:
+            self.router.fit(self.slot(experience), (self.query(batch, self._reads) for batch in data.batches()))
+
+    def route(self, batch: Batch) -> tuple[str, ...] | None:
+        """Return one slot per sample: that of the experience where it is given, else what :meth:`guess` makes of its content.
+
+        Heads, class texts and their contexts are those of the task that is asked in any case.
+        """
+        return self.guess(batch) if batch.experience is None else super().route(batch)
+
+    def guess(self, batch: Batch) -> tuple[str, ...] | None:
+        """Return one slot per sample of a hidden experience; ``None`` for a model without copies per slot."""
+        return None if self.router is None else self.router.nearest(self.query(batch, self._reads))
+
+    def query(self, batch: Batch, names: Sequence[str]) -> Tensor:
+        """Return what a sample looks and sounds like to the frozen towers ``[b, D]``: the means over its seconds of the features
+        that they share with text, each normalised, side by side."""
+        return torch.cat([F.normalize(self.frozen(batch, name).mean(1), dim=-1) for name in names], -1)
+
     # ------------------------------------------------------------------ the forward call
     def features(self, batch: Batch, ctx: Ctx) -> Features:
         """Return the features of a batch, with their similarity to the task's texts; the contrastive term goes to ``ctx.aux``."""
+        if ctx.trace is not None and ctx.slots is not None and batch.experience is None:
+            ctx.trace.tell_route(ctx.slots, self.slots, next(iter(batch.inputs.values())).device)
         found = super().features(batch, ctx)
         if not self.tasks[batch.task].texts:
             return found
@@ -190,26 +252,22 @@ class Aligned(Model):
         """Return final tokens ``[n, N, C]`` of a tower in the space shared with text ``[n, D]``, not normalised."""
         return dict(self._towers())[name].project(final)
 
-    def frozen(self, batch: Batch) -> dict[str, Tensor]:
-        """Return tower → joint features ``[b, T, D]`` of the plain towers, normalised: what queries and routers read."""
-        found = {}
-        for name, _ in self._towers():
-            value = self.given(batch, name, name)
-            final = self.kept.features(self.plain_walk(name), value.flatten(0, 1), stages=False).final[name]
-            with torch.no_grad():
-                found[name] = F.normalize(self.project(name, final), dim=-1).unflatten(0, value.shape[:2])
-        return found
+    def frozen(self, batch: Batch, name: str) -> Tensor:
+        """Return a plain tower's normalised joint features ``[b, T, D]``, without gradient: what queries and routers read."""
+        value = self.given(batch, name, name)
+        return self.kept.joint(self.plain_walk(name), value.flatten(0, 1)).unflatten(0, value.shape[:2])
 
     def seen_names(self, task: str) -> Tensor:
         """Return CLIP's normalised class prompt features ``[K, D]``; while nothing learns, they are encoded once per context."""
         shared = self.options.context.per == "shared"
-        context = (self.text["context"] if shared else self.contexts[task]).vectors
+        context = cast(LearnedContext, self.text["context"] if shared else self.contexts[task]).vectors
         if torch.is_grad_enabled() and context.requires_grad:
             features = self.prompts[task].encode(context)
         else:
             known = self._seen.get(task)
-            if known is None or known.context is not context or known.version != context._version:
-                with torch.no_grad():
+            if known is None or not known.of(context):
+                # Kept beyond the step that needs it first, so of the encoder's own precision.
+                with torch.no_grad(), unmixed(context):
                     known = _Encoded(context, context._version, self.prompts[task].encode(context))
                 self._seen[task] = known
             features = known.features
@@ -219,10 +277,11 @@ class Aligned(Model):
     def heard_names(self, task: str) -> Tensor:
         """Return CLAP's normalised features ``[K, D]`` of "The sounds of …", encoded once."""
         known = self._heard.get(task)
-        device = next(self.towers["audio"].parameters()).device
-        if known is None or known.device != device:
+        weight = next(self.towers["audio"].parameters())
+        if known is None or known.device != weight.device:
             texts = [f"The sounds of {spoken(name)}" for name in self.tasks[task].texts]
-            known = self._heard[task] = F.normalize(self._text("audio").encode(texts), dim=-1)
+            with unmixed(weight):
+                known = self._heard[task] = F.normalize(self._text("audio").encode(texts), dim=-1)
         return known
 
     def _contrast(self, seen: Tensor, heard: Tensor, ctx: Ctx) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from avcl_core.stream import Experience, Stream
 from avcl_core.task import Task
 from avcl_core.walk import Ctx, DualStream, Place, Site
 from shared_backbones.tower import Tower
+
+if TYPE_CHECKING:
+    from avcl_core.methods.base import Data
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,13 @@ class Model(nn.Module):
     def warm_start(self, slot: str) -> str | None:
         """Return the slot whose values a new copy starts from, or ``None`` for a fresh start (the default)."""
         return None
+
+    def calibrate(self, experience: Experience, data: Data) -> None:
+        """Hook before ``experience`` trains: a pass over its data for what is computed and not learnt (a router's centres).
+
+        Growing sees no data; this fills the values. It may write to what the experience teaches and to nothing else, and is called in
+        eval mode, whatever the method. What it writes is owned, so a resumed run has it.
+        """
 
     def make_head(self, task: Task, experience: Experience) -> nn.Module | None:
         """Return the head of a task: the task's own by default."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from avcl_core.adapters.cross_modal import CrossModalAdapter, CrossModalOptions
 from avcl_core.batch import Batch
 from avcl_core.config.options import Options
 from avcl_core.errors import ConfigError
-from avcl_core.models.aligned import Aligned, AlignedOptions
+from avcl_core.models.aligned import Aligned, AlignedOptions, RouterOptions
+from avcl_core.models.base import Requires
+from avcl_core.models.cross_modal import AdapterOptions, place_cross_modal
 from avcl_core.ownership import own
 from avcl_core.prompts.generator import DynamicPrompts, as_bias, pooled_map
 from avcl_core.prompts.pool import Init, PromptPool, Query, split
@@ -23,30 +25,17 @@ from avcl_core.task import Task
 from avcl_core.walk import Ctx
 from shared_backbones.tower import Tower
 
-M = TypeVar("M", bound=nn.Module)
 Blocks = tuple[NonNegativeInt, ...]
 
 
-class ShallowOptions(Options):
+class ShallowOptions(AdapterOptions):
     """Modality-aggregating adapters (php.md 3.4): one set for all tasks.
 
     Attributes:
         blocks: blocks behind whose attention and MLP they act; none switches the phase off.
-        latents, reduction, groups, pre_norm, post_norm, batch_norm, cross: see :class:`CrossModalOptions`.
-        alpha, beta, gamma: weights of the channel, spatial and temporal gates.
     """
 
     blocks: Blocks = (0, 1)
-    latents: PositiveInt = 32
-    reduction: PositiveInt = 8
-    groups: PositiveInt = 2
-    pre_norm: bool = True
-    post_norm: bool = True
-    batch_norm: bool = False
-    cross: bool = True
-    alpha: NonNegativeFloat = 0.2
-    beta: NonNegativeFloat = 0.05
-    gamma: NonNegativeFloat = 0.01
 
 
 class MidOptions(Options):
@@ -93,6 +82,8 @@ class PhpOptions(AlignedOptions):
     Attributes:
         prompts: mid and deep prompts ``per`` task, as published, or one set ``shared`` by all tasks (what plain fine-tuning of the
             same parts is).
+        router: what tells the task of a sample where it is hidden: nothing, so that such a stream is refused as by the published
+            method, or ``centres`` of the tasks' frozen features, configured by ``centres``.
         task_init: a task's prompts start ``warm`` from the previous task's values, or ``fresh``.
     """
 
@@ -101,6 +92,8 @@ class PhpOptions(AlignedOptions):
     deep: DeepOptions = DeepOptions()
     prompts: Literal["task", "shared"] = "task"
     task_init: Literal["warm", "fresh"] = "warm"
+    router: Literal["none", "centres"] = "none"
+    centres: RouterOptions = RouterOptions()
 
     @model_validator(mode="after")
     def _consistent(self) -> PhpOptions:
@@ -108,6 +101,8 @@ class PhpOptions(AlignedOptions):
             blocks = getattr(self, name).blocks
             if len(set(blocks)) != len(blocks):
                 raise ValueError(f"{name}.blocks names a block twice: {list(blocks)}")
+        if self.router == "centres" and self.prompts == "shared":
+            raise ValueError("router: centres chooses among the prompts of tasks; prompts: shared leaves it no choice")
         if self.deep.top_k > self.deep.pool_size:
             raise ValueError(f"deep.top_k {self.deep.top_k} of a pool of {self.deep.pool_size}")
         if "audio" in self.deep.modalities and self.deep.query == "cls":
@@ -123,10 +118,12 @@ class Php(Aligned):
     """
 
     Config = PhpOptions
-    options: PhpOptions
+    options: PhpOptions  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, towers: Mapping[str, Tower], tasks: Mapping[str, Task], options: PhpOptions) -> None:
         super().__init__(towers, tasks, options)
+        if options.router == "centres":
+            self.make_router(options.centres)
         count = sum(towers["visual"].info.depths)
         for name in ("shallow", "mid", "deep"):
             wrong = [block for block in getattr(options, name).blocks if block >= count]
@@ -137,23 +134,19 @@ class Php(Aligned):
         first = towers["audio"].subs[0]
         self.sound = first.grid, first.width
         try:
-            self._place_shallow(shapes)
+            place_cross_modal(self, options.shallow.blocks, options.shallow.sizes(), "shallow")
             self.deep = tuple(block for block in options.deep.blocks if block not in options.mid.blocks)
             self.mid_prompts = self._place_mid(shapes, towers["visual"])
             self.pools = self._place_deep(shapes)
         except ValueError as error:
             raise ConfigError(f"model: {error}") from error
 
-    def _place_shallow(self, shapes: Mapping[str, Mapping[str, Any]]) -> None:
-        given = self.options.shallow.model_dump(exclude={"blocks"})
-        options = CrossModalOptions(**given)
-        for block in self.options.shallow.blocks:
-            at = {name: shapes[name][f"{block}.attn"] for name in ("visual", "audio")}
-            size = {name: (shape.tokens, shape.width) for name, shape in at.items()}
-            for half in ("attn", "mlp"):
-                for name, other in (("audio", "visual"), ("visual", "audio")):
-                    adapter = CrossModalAdapter(size[name], size[other], options, f"{name} shallow {block} {half}")
-                    self.place(name, f"{block}.{half}", "add", own(adapter, "shared"))
+    @classmethod
+    def needs(cls, options: Options) -> Requires:
+        """Prompts of each task's own can only be chosen where the task is known, or by a router."""
+        o = options if isinstance(options, PhpOptions) else PhpOptions()
+        hidden = o.router == "centres" or o.prompts == "shared"
+        return replace(cls.requires, task_id=("given", "hidden")) if hidden else cls.requires
 
     def _place_mid(self, shapes: Mapping[str, Mapping[str, Any]], visual: Tower) -> nn.Module | None:
         o = self.options.mid
@@ -166,7 +159,7 @@ class Php(Aligned):
             as_bias(torch.zeros(1, o.rows, self.width), shape.grid, shape.width)
             self.place("visual", f"{block}.attn", "prefix", FromMemo(f"visual {block}"))
             self.place("audio", f"{block}.attn", "input", FromMemo(f"audio {block}"))
-        heads = visual.net.vision_model.config.num_attention_heads
+        heads = cast(Any, visual.net).vision_model.config.num_attention_heads
         return self._owned(lambda: DynamicPrompts(self.width, heads, len(o.blocks), o.dictionary, o.rows, o.depth))
 
     def _place_deep(self, shapes: Mapping[str, Mapping[str, Any]]) -> nn.ModuleDict:
@@ -182,7 +175,17 @@ class Php(Aligned):
     def _pool(self, label: str, widths: list[int]) -> Callable[[], PromptPool]:
         o = self.options.deep
         return lambda: PromptPool(
-            label, self.width, widths, o.length, o.pool_size, o.top_k, o.query, o.init, o.key_init, o.same_key_value, o.pull
+            label,
+            self.width,
+            widths,
+            o.length,
+            o.pool_size,
+            o.top_k,
+            o.query,
+            o.init,
+            o.key_init,
+            o.same_key_value,
+            o.pull,
         )
 
     def _owned(self, make: Callable[[], nn.Module]) -> nn.Module:
@@ -194,9 +197,7 @@ class Php(Aligned):
         return self.slots[-1] if self.options.task_init == "warm" and self.slots else None
 
     # ------------------------------------------------------------------ the forward call
-    def enter(
-        self, batch: Batch, ctx: Ctx
-    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]], int]:
+    def enter(self, batch: Batch, ctx: Ctx) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]], int]:
         """Embed the inputs; prompts are made from CLIP's embedding in front of its first norm (php.md 3.1)."""
         tokens, aux, frames = super().enter(batch, ctx)
         ctx.memo["embedded visual"] = aux["visual"]["raw"]

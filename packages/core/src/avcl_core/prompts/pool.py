@@ -19,7 +19,7 @@ class PromptPool(nn.Module):
     """Entries of prefix rows for several blocks, selected by a query (L2P, Wang et al., CVPR 2022; PHP, php.md 3.6).
 
     All blocks share the keys and so the choice, which is made per sample: its frames agree, and other samples of the batch do
-    not matter. With one entry there is nothing to choose and no key.
+    not matter. With one entry there is nothing to choose and, unless it is ``keyed``, no key.
 
     Args:
         label: first word the tower, e.g. ``visual pool``; names the pool in traces and its pull loss in ``ctx.aux``.
@@ -31,7 +31,9 @@ class PromptPool(nn.Module):
         query: how the embedded tokens of all frames become one query: their mean, maximum, both added, or the class token's mean.
         init, key_init: rows and keys are uniform in (−1, 1), or zero.
         tied: the same rows serve as keys and values.
-        pull: weight of ``1 − cos(query, chosen key)``, which alone trains the keys.
+        pull: weight of ``1 − cos(query, chosen key)``, summed over the chosen ones, which alone trains the keys.
+        keyed: whether there are keys; by default where there are several entries. The key of a single entry chooses nothing here: it
+            is pulled to the queries, so that it can tell whose they are.
 
     Raises:
         ValueError: more entries are to be chosen than there are.
@@ -50,27 +52,35 @@ class PromptPool(nn.Module):
         key_init: Init = "uniform",
         tied: bool = False,
         pull: float = 0.1,
+        keyed: bool | None = None,
     ) -> None:
         super().__init__()
         if top_k > size:
             raise ValueError(f"top_k {top_k} of a pool of {size} entries")
-        self.label, self.length, self.top_k, self.query, self.pull = label, length, top_k, query, pull
+        self.label, self.length, self.top_k, self.pull = label, length, top_k, pull
+        self.query: Query = query
         kinds = 1 if tied else 2
         self.rows = nn.ParameterList(nn.Parameter(_draw(init, (kinds, size, length, width))) for width in widths)
-        self.keys = nn.Parameter(_draw(key_init, (size, key_width))) if size > 1 else None
+        has_keys = size > 1 if keyed is None else keyed
+        if size > 1 and not has_keys:
+            raise ValueError(f"a pool of {size} entries without keys has nothing to choose by")
+        self.keys = nn.Parameter(_draw(key_init, (size, key_width))) if has_keys else None
 
     def forward(self, own: Tensor, other: Tensor | None, ctx: Ctx) -> Tensor:
         """Return the rows of every block and frame in one tensor, which :func:`split` takes apart.
 
         Args:
-            own: embedded tokens ``[N, L, C]``, ``ctx.frames`` rows to a sample.
+            own: embedded tokens ``[N, L, C]``, ``ctx.frames`` rows to a sample. A model with a query of its own gives it as the
+                one token of the one frame of a sample, and gets a row per sample. Where there is neither a choice nor a key to
+                pull, only the number of rows is read.
             other: not used.
 
         Returns:
             ``[N, sum over blocks of 2 · top_k · length · width]``.
         """
         count = len(own) // ctx.frames
-        if self.keys is None:
+        chooses = self.keys is not None and len(self.keys) > 1
+        if self.keys is None or not (chooses or (ctx.training and self.pull)):
             index = torch.zeros((count, 1), dtype=torch.long, device=own.device)
         else:
             index = self._choose(own, self.keys, ctx)
@@ -85,8 +95,8 @@ class PromptPool(nn.Module):
         cosine = query @ F.normalize(keys, dim=-1).T
         chosen, index = cosine.topk(self.top_k, dim=1)
         if ctx.training and self.pull:
-            ctx.aux[f"{self.label} pull"] = self.pull * (1 - chosen).mean()
-        if ctx.trace is not None:
+            ctx.aux[f"{self.label} pull"] = self.pull * (1 - chosen).sum(1).mean()
+        if ctx.trace is not None and len(keys) > 1:
             share = torch.zeros_like(cosine).scatter(1, index, 1 / self.top_k)
             ctx.trace.put(self.label, "gates", share.repeat_interleave(ctx.frames, 0))
             ctx.trace.keep(self.label, "experts", [f"entry {number}" for number in range(len(keys))])

@@ -53,6 +53,13 @@ def toy_towers() -> Mapping[str, Tower]:
     return {"visual": swin(), "audio": htsat()}
 
 
+def aligned_towers() -> Mapping[str, Tower]:
+    """Return CLIP and CLAP with their text sides, four blocks each, in the sizes that are shipped as tiny."""
+    from shared_backbones.registry import build
+
+    return {"visual": stir(build("clip_vit", "tiny", {})), "audio": stir(build("clap", "tiny", {}))}
+
+
 def stir(tower: Tower, seed: int = 0) -> Tower:
     """Add noise to every weight and return the tower: some start at zero (Swin-V2's norms) and would silence their blocks."""
     generator = torch.Generator().manual_seed(seed)
