@@ -43,11 +43,18 @@ def run(arguments: Arguments = None) -> None:
     """Train a stream; write a run folder and its report.
 
     CONFIG is a file or the name of a shipped configuration; without it, the embedded stream runs.
+    references=[single,joint] also trains the same configuration with a model per task and with all tasks at once, in processes of
+    their own beside the run, and the report shows the gap to them.
     Example: avcl run embedded method.name=finetune seed=1
     """
     from avcl_core.running.launch import command_line, start
 
     source = _source(arguments)
+    if source.tree.get("references"):
+        from avcl.references import run_with_references
+
+        _finish(run_with_references(source, command_line()))
+        return
     with console() as shown:
         path = start(source, command_line(), shown)
     _finish(path)
@@ -56,12 +63,22 @@ def run(arguments: Arguments = None) -> None:
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[workers=N]")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]")] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Leave the references of the run as they are.")] = False,
 ) -> None:
-    """Continue a stopped or killed run.
+    """Continue a stopped or killed run, with its references where it has them.
 
-    It goes on from the last commit, and the result equals an uninterrupted run.
+    It goes on from the last commit, and the result equals an uninterrupted run. workers=N changes the loader processes;
+    references=[single,joint] adds references to a run, finished or not.
     """
+    if not alone:
+        from avcl.references import add_references, finish_references
+        from avcl_core.running.references import references_of
+
+        overrides = add_references(run, overrides or [])
+        if references_of(run):
+            _finish(finish_references(run, overrides))
+            return
     from avcl_core.running.launch import resume as take_up
 
     with console() as shown:

@@ -31,6 +31,8 @@ def sweep(config: str, overrides: Sequence[str], methods: Sequence[str], seeds: 
         if swept and any(text.partition("=")[0] == key for text in overrides):
             raise ConfigError(f"sweep: {key}= and its option are both given; keep one")
     path = find_config(config, "avcl")
+    if read(path).tree.get("references"):
+        overrides = ["references=[]", *overrides]  # Its table compares methods, these two among them.
     todo = combinations(overrides, methods, seeds)
     for one in todo:
         load_run(read(path, one))
@@ -81,6 +83,7 @@ def run_sweep(sweep: Sweep, jobs: int) -> None:
 def show_table(sweep: Sweep) -> None:
     """Write and print the table of what is done, and write the comparison report beside it."""
     from avcl.report.page import render_comparison
+    from avcl.sweep_stream import stream_tables
     from avcl.sweep_table import write_tables
 
     found = sweep.find()
@@ -88,18 +91,25 @@ def show_table(sweep: Sweep) -> None:
     print(f"table {sweep.folder / 'table.md'}", flush=True)
     done = [folder for run in sweep.todo if found[run].state == "done" and (folder := found[run].folder) is not None]
     if done:
-        print(f"report {render_comparison(done, sweep.folder / 'report.html')}", flush=True)
+        streams = [stream for stream in stream_tables(sweep, found) if len(stream.tests) > 1]
+        print(f"report {render_comparison(done, sweep.folder / 'report.html', streams)}", flush=True)
 
 
 def overview(sweep: Sweep, found: Mapping[Planned, Found]) -> list[dict[str, str]]:
     """Return one row per run of a plan: what it is, and what there is of it."""
+    first = {run.key: run for run in reversed(sweep.runs)}
     return [
         {
             "config": run.config,
+            **({"order": run.order} if sweep.orders else {}),
             "variant": run.variant,
             "seed": str(run.seed),
-            "state": found[run].text if run.label == run.variant else f"same run as {run.label}",
+            "state": found[run].text if run == first[run.key] else f"same run as {_name(first[run.key])}",
             "run": str(found[run].folder or ""),
         }
         for run in sweep.runs
     ]
+
+
+def _name(run: Planned) -> str:
+    return ", ".join(part for part in (run.order, run.label) if part)

@@ -1,4 +1,4 @@
-"""Runs the runs of a plan as processes of their own: a failure is one run's, and a stop request reaches all of them."""
+"""Runs many runs as processes of their own: a failure is one run's, and a stop request reaches all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any, Protocol, TypeVar
 
 from avcl.sweep_plan import Found, Planned
 from avcl_core.errors import Stopped
@@ -23,12 +23,25 @@ POLL = 0.1
 """Seconds between two looks at the processes."""
 
 
+class Titled(Protocol):
+    """What messages need to know of a run."""
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        ...
+
+
+R = TypeVar("R", bound=Titled)
+
+
 @dataclass(frozen=True)
 class Failure:
-    """A run that did not end well, and what its process said last."""
+    """A run that did not end well, what its process said last, and its exit code (minus the signal that ended it)."""
 
-    run: Planned
+    run: Any
     error: str
+    code: int = 1
 
 
 def command_of(run: Planned, found: Found) -> list[str]:
@@ -40,7 +53,7 @@ def command_of(run: Planned, found: Found) -> list[str]:
 
 @dataclass
 class _Job:
-    run: Planned
+    run: Titled
     number: int
     process: subprocess.Popen[str]
     began: float = field(default_factory=time.monotonic)
@@ -57,10 +70,10 @@ class _Job:
 
 
 def run_jobs(
-    todo: Sequence[tuple[Planned, Found]],
+    todo: Sequence[tuple[R, Found]],
     jobs: int,
     say: Callable[[str], None],
-    command: Callable[[Planned, Found], list[str]] = command_of,
+    command: Callable[[R, Found], list[str]] = command_of,
 ) -> list[Failure]:
     """Run everything, ``jobs`` at a time, and return what failed.
 
@@ -81,7 +94,7 @@ def run_jobs(
                     job.process.terminate()
             while waiting and len(running) < jobs and not asked:
                 number, (run, found) = waiting.popleft()
-                say(f"[{number}/{len(todo)}] {run.title}: {'start' if found.folder is None else 'resume'}")
+                say(f"[{number}/{len(todo)}] {run.title}: {'start' if found.state == 'to run' else 'resume'}")
                 running.append(_start(run, number, command(run, found), say))
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
@@ -97,7 +110,7 @@ def run_jobs(
                     for other in running:
                         other.process.terminate()
                 else:
-                    failures.append(Failure(job.run, job.error()))
+                    failures.append(Failure(job.run, job.error(), code))
                     say(f"[{job.number}/{len(todo)}] {job.run.title}: FAILED: {job.error()}")
             if running:
                 time.sleep(POLL)
@@ -108,7 +121,7 @@ def run_jobs(
     return failures
 
 
-def _start(run: Planned, number: int, command: Sequence[str], say: Callable[[str], None]) -> _Job:
+def _start(run: Titled, number: int, command: Sequence[str], say: Callable[[str], None]) -> _Job:
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""A sweep plan: a table of experiments (configurations × variants × seeds), and which of its runs exist already."""
+"""A sweep plan: a table of experiments (configurations × orders × variants × seeds), and which of its runs exist already."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, NonNegativeInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
+from avcl.sweep_orders import RANDOM, Orders, orders_of
 from avcl.sweep_stale import Current
 from avcl_core.config.load import COMPONENT_NAMES, Source, read, validate
 from avcl_core.config.options import Options
 from avcl_core.config.presets import find_config, preset_folder
-from avcl_core.config.run import RunOptions, load_run
+from avcl_core.config.run import Reference, RunOptions, load_run
 from avcl_core.errors import ConfigError, nearest
 from avcl_core.plugins import GROUPS
 
@@ -25,8 +26,12 @@ State = Literal["done", "stopped", "failed", "to run"]
 Entry = tuple[Path, dict[str, Any]]
 """A run folder and its ``run.json``."""
 
-PLAN_KEYS = ("title", "configs", "variants", "seeds", "overrides")
-OWN = {"seed": "seeds", "label": "variants"}
+OWN = {
+    "seed": "seeds",
+    "label": "variants",
+    "references": "variants with method.name=single and method.name=joint",
+}
+OF_ORDERS = {"stream.tasks": "orders", "stream.name": "orders, which name the streams"}
 """Keys of a run that a plan sets itself, and where."""
 
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
@@ -41,6 +46,10 @@ class Plan(Options):
             of avcl's own (``runs/embedded``), or a file.
         variants: name → overrides, in the order of the table; the others are compared with the first.
         seeds: seeds of every variant.
+        orders: name → tasks of the stream in this order, and ``random`` → how many more to draw; the same tasks in all. Without, the
+            configurations keep theirs. Variants that are no sequence (single, joint) run in the first order alone.
+        order_seed: what random orders are drawn from.
+        plain_mean: also print averages over test sets with different metrics, each in percent of its ideal, as some papers do.
         overrides: for all runs; a variant's come after them.
     """
 
@@ -48,7 +57,20 @@ class Plan(Options):
     configs: Names
     variants: dict[Annotated[str, Field(min_length=1)], tuple[str, ...]] = Field(min_length=1)
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    orders: dict[Annotated[str, Field(min_length=1)], Names | PositiveInt] = Field(default_factory=dict)
+    order_seed: NonNegativeInt = 0
+    plain_mean: bool = False
     overrides: tuple[str, ...] = ()
+
+    @field_validator("orders")
+    @classmethod
+    def _counts(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name, value in values.items():
+            if isinstance(value, int) and name != RANDOM:
+                raise ValueError(f"{name!r}: expected a list of tasks; a number of orders to draw is called {RANDOM}")
+            if not isinstance(value, int) and name.startswith(RANDOM):
+                raise ValueError(f"{name!r}: this name is for orders that are drawn; give the list another one")
+        return values
 
     @field_validator("configs", "seeds")
     @classmethod
@@ -66,6 +88,7 @@ class Planned:
     Attributes:
         config: the name that the plan gives; ``path``: its file.
         overrides: everything that is laid over it, seed and label included.
+        order: name of the order of its tasks; empty where the plan has none.
         label: what the run is called: the first variant with the same configuration.
         options: the validated configuration.
     """
@@ -77,6 +100,7 @@ class Planned:
     overrides: tuple[str, ...]
     label: str
     options: RunOptions = field(compare=False)
+    order: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -86,7 +110,7 @@ class Planned:
     @property
     def title(self) -> str:
         """What messages call the run."""
-        return f"{self.config} · {self.variant} · seed {self.seed}"
+        return " · ".join(part for part in (self.config, self.order, self.variant, f"seed {self.seed}") if part)
 
 
 @dataclass(frozen=True)
@@ -115,6 +139,8 @@ class Sweep:
     name: str
     plan: Plan
     runs: tuple[Planned, ...]
+    orders: Mapping[str, Orders] = field(default_factory=dict)
+    """Configuration → its orders; empty where the plan has none."""
 
     @property
     def root(self) -> Path:
@@ -182,20 +208,27 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), seeds: Sequence[int] =
     if seeds:
         plan = validate(Plan, source, {**source.tree, "seeds": list(seeds)})
     general = (*plan.overrides, *overrides)
-    _refuse_own(general, f"{source.place(('overrides',))}: overrides" if plan.overrides else "sweep")
+    own = OWN | (OF_ORDERS if plan.orders else {})
+    _refuse_own(general, f"{source.place(('overrides',))}: overrides" if plan.overrides else "sweep", own)
     for variant, given in plan.variants.items():
-        _refuse_own(given, f"{source.place(('variants', variant))}: variants.{variant}", also=("runs",))
+        _refuse_own(given, f"{source.place(('variants', variant))}: variants.{variant}", own, also=("runs",))
     runs: list[Planned] = []
+    orders: dict[str, Orders] = {}
     for config in plan.configs:
         file = _configuration(config, source)
         labels: dict[str, str] = {}
-        for variant, given in plan.variants.items():
-            for seed in plan.seeds:
-                where = f"{source.place(('variants', variant))}: {config}, variant {variant!r}"
-                runs.append(_planned(config, file, variant, (general, given), seed, labels, where))
+        if plan.orders:
+            tasks = read(file, general).tree.get("stream", {}).get("tasks", ())
+            orders[config] = orders_of(plan.orders, tasks, plan.order_seed, f"{source.place(('orders',))}: {config}")
+        for order in orders.get(config, {"": ()}):
+            for variant, given in plan.variants.items():
+                for seed in plan.seeds:
+                    where = f"{source.place(('variants', variant))}: {config}, variant {variant!r}"
+                    sequence = (orders.get(config, {}), order)
+                    runs.append(_planned(config, file, variant, (general, given), seed, labels, where, sequence))
     _one(runs, "runs", lambda run: str(run.options.runs), "a plan has one folder of runs; give runs=FOLDER")
     _one(runs, "stream.protocol", lambda run: run.options.stream.protocol, "a table compares runs of one protocol")
-    return Sweep(path.stem, plan, tuple(runs))
+    return Sweep(path.stem, plan, tuple(runs), orders)
 
 
 def _planned(
@@ -206,10 +239,12 @@ def _planned(
     seed: int,
     labels: dict[str, str],
     where: str,
+    sequence: tuple[Orders, str],
 ) -> Planned:
-    """Validate one run; ``labels``: configuration digest → the first variant that has it."""
+    """Validate one run; ``labels``: configuration digest → the first variant that has it; ``sequence``: all orders, and its own."""
     try:
-        overrides = (*_without_replaced(file, *layers), *layers[1], f"seed={seed}")
+        own = (*layers[1], *_sequence(file, (*layers[0], *layers[1]), *sequence))
+        overrides = (*_without_replaced(file, *layers), *own, f"seed={seed}")
         options, _ = load_run(read(file, overrides))
         label = labels.setdefault(options.digest, variant)
         # In quotes, so that YAML takes it for a string whatever it looks like.
@@ -217,7 +252,23 @@ def _planned(
         options = options.model_copy(update={"label": label})
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-    return Planned(config, file, variant, seed, overrides, label, options)
+    return Planned(config, file, variant, seed, overrides, label, options, sequence[1])
+
+
+def _sequence(file: Path, overrides: Sequence[str], orders: Orders, order: str) -> list[str]:
+    """Return the overrides by which a run takes its tasks in an order and trains no references of its own."""
+    tree = read(file, overrides).tree
+    found = ["references=[]"] if tree.get("references") else []
+    if orders:
+        method = tree.get("method")
+        once = isinstance(method, dict) and method.get("name") in get_args(Reference)
+        tasks = next(iter(orders.values())) if once else orders[order]
+        found.append(f"stream.tasks=[{','.join(tasks)}]")
+        if tree["stream"].get("name"):
+            found.append(
+                'stream.name=""'
+            )  # A stream is another one in another order, and by default its tasks name it.
+    return found
 
 
 def _without_replaced(file: Path, general: Sequence[str], own: Sequence[str]) -> list[str]:
@@ -237,11 +288,11 @@ def _without_replaced(file: Path, general: Sequence[str], own: Sequence[str]) ->
     return kept
 
 
-def _refuse_own(overrides: Sequence[str], where: str, also: Sequence[str] = ()) -> None:
+def _refuse_own(overrides: Sequence[str], where: str, own: Mapping[str, str], also: Sequence[str] = ()) -> None:
     for text in overrides:
         key = text.partition("=")[0]
-        if key in OWN:
-            raise ConfigError(f"{where}: {text!r}: a plan sets {key} itself; use {OWN[key]}")
+        if key in own:
+            raise ConfigError(f"{where}: {text!r}: a plan sets {key} itself; use {own[key]}")
         if key in also:
             raise ConfigError(f"{where}: {text!r}: is for all runs of a plan; put it in overrides")
 
@@ -306,11 +357,11 @@ def _best(run: Planned, entries: Sequence[Entry], current: Current) -> Found:
     fresh = [entry for entry in entries if not differs[entry[0]]]
     if fresh:
         folder, record = max(fresh, key=lambda entry: (entry[1]["status"] == "done", entry[0].name))
-        return Found(_state(record["status"]), folder)
+        return Found(state_of(record["status"]), folder)
     newest = max(differs, key=lambda folder: folder.name, default=None)
     return Found("to run") if newest is None else Found("to run", differs=differs[newest])
 
 
-def _state(status: str) -> State:
+def state_of(status: str) -> State:
     """A run that says that it is running was killed, or another process is at it, which its lock will tell."""
     return {"done": "done", "failed": "failed"}.get(status, "stopped")  # type: ignore[return-value]

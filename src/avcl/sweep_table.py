@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from avcl.report.comparison import Statistic
 from avcl.sweep_plan import Found, Planned, Sweep
+from avcl.sweep_stream import StreamTables, stream_json, stream_markdown, stream_tables
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import TestSummary, summarise
 from avcl_core.evaluation.table import DASH, format_score, markdown_table
@@ -21,6 +22,10 @@ from avcl_core.training.checkpoint import replace_text
 LEGEND = (
     "Mean ± sample standard deviation over n seeds; n = 1 has no ±. Difference: to the first variant at the same seed, then mean ± "
     "standard deviation over these pairs. Control: the best trivial predictor on the same test set. Larger is better."
+)
+ORDERS_LEGEND = (
+    "Mean ± sample standard deviation over n seeds; over all orders: over the means of n orders, so ± is what the order changes. "
+    "n = 1 has no ±. Larger is better."
 )
 
 
@@ -54,8 +59,10 @@ class Section:
 
 
 def sections(sweep: Sweep, found: Mapping[Planned, Found]) -> list[Section]:
-    """Return the sections of all configurations of which a run is done."""
-    made = []
+    """Return the sections of all configurations of which a run is done; none of a plan with orders, whose tables tell them apart."""
+    made: list[Section] = []
+    if sweep.orders:
+        return made
     for config in sweep.plan.configs:
         tests: dict[str, dict[str, dict[int, TestSummary]]] = {}
         labels: dict[str, str] = {}
@@ -96,17 +103,20 @@ def best_control(by_seed: Mapping[int, TestSummary]) -> tuple[str, float] | None
     return max(means.items(), key=lambda item: item[1], default=None)
 
 
-def markdown(sweep: Sweep, found: Mapping[Planned, Found], made: list[Section]) -> str:
+def markdown(
+    sweep: Sweep, found: Mapping[Planned, Found], made: list[Section], streams: Sequence[StreamTables] = ()
+) -> str:
     """Return the table of a plan as Markdown."""
     plan = sweep.plan
     done = sum(found[run].state == "done" for run in sweep.todo)
+    orders = f"orders {len(next(iter(sweep.orders.values())))}, " if sweep.orders else ""
     lines = [
         f"# {plan.title}",
         "",
-        f"Plan {sweep.name}: configurations {len(plan.configs)}, variants {len(plan.variants)}, seeds {len(plan.seeds)}; "
+        f"Plan {sweep.name}: configurations {len(plan.configs)}, {orders}variants {len(plan.variants)}, seeds {len(plan.seeds)}; "
         f"{done} of {len(sweep.todo)} runs done.",
         "",
-        LEGEND,
+        ORDERS_LEGEND if sweep.orders else LEGEND,
         "",
     ]
     first = next(iter(plan.variants))
@@ -129,6 +139,7 @@ def markdown(sweep: Sweep, found: Mapping[Planned, Found], made: list[Section]) 
         lines += [f"## {section.config}: {section.test}", "", *markdown_table(header, body), ""]
         if any(row.label != row.variant for row in section.rows):
             lines += ["=: the same configuration, so the same runs.", ""]
+    lines += stream_markdown(streams)
     if versions := code_line(sweep, found):
         lines += [versions, ""]
     missing = [f"* {run.title}: {found[run].text}" for run in sweep.todo if found[run].state != "done"]
@@ -158,7 +169,9 @@ def _mean(values: Mapping[int, float], ideal: float, signed: bool = False) -> st
     return text.replace("-", "−", 1) if text.startswith("-") else f"+{text}"
 
 
-def as_json(sweep: Sweep, found: Mapping[Planned, Found], made: list[Section]) -> dict[str, Any]:
+def as_json(
+    sweep: Sweep, found: Mapping[Planned, Found], made: list[Section], streams: Sequence[StreamTables] = ()
+) -> dict[str, Any]:
     """Return the same as plain data; run folders are relative to the folder of the runs."""
     return {
         "plan": sweep.name,
@@ -184,9 +197,11 @@ def as_json(sweep: Sweep, found: Mapping[Planned, Found], made: list[Section]) -
             }
             for section in made
         ],
+        "streams": stream_json(streams),
         "runs": [
             {
                 "config": run.config,
+                "order": run.order or None,
                 "variant": run.variant,
                 "seed": run.seed,
                 "state": found[run].state,
@@ -210,10 +225,10 @@ def _relative(folder: Path | None, root: Path) -> str | None:
 
 def write_tables(sweep: Sweep, found: Mapping[Planned, Found]) -> str:
     """Write ``table.md`` and ``table.json`` to the plan's folder and return the Markdown."""
-    made = sections(sweep, found)
-    text = markdown(sweep, found, made)
+    made, streams = sections(sweep, found), stream_tables(sweep, found)
+    text = markdown(sweep, found, made, streams)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     replace_text(sweep.folder / "table.md", text)
-    record = json.dumps(as_json(sweep, found, made), indent=1, ensure_ascii=False, allow_nan=False)
+    record = json.dumps(as_json(sweep, found, made, streams), indent=1, ensure_ascii=False, allow_nan=False)
     replace_text(sweep.folder / "table.json", record + "\n")
     return text

@@ -99,3 +99,33 @@ def child(run: Planned, how: str = "done", score: float = 50.0, folder: Path | N
     """The command of a process that leaves the folder of a run: done, fail, die, wait (until SIGTERM) or preempted."""
     todo = {"how": how, "folder": str(folder or folder_of(run)), "files": files_of(run, score, {"chance": 3.0})}
     return [sys.executable, "-c", CHILD, json.dumps(todo)]
+
+
+def write_stream_run(
+    run: Planned, results: dict[tuple[str, str], float], ideals: dict[str, float] | None = None, status: str = "done"
+) -> Path:
+    """Write the folder of a planned run of several tasks; ``results``: (row, test) → score; metrics differ where ideals do."""
+    ideals = ideals or {}
+    folder = folder_of(run)
+    folder.mkdir(parents=True)
+    for file, text in files_of(run, 0.0, {}).items():
+        (folder / file).write_text(text)
+    lines = []
+    for (row, test), score in results.items():
+        primary = "accuracy" if ideals.get(test, 100.0) == 100.0 else "miou"
+        lines.append(
+            {
+                "row": row,
+                "test": test,
+                "task": test,
+                "primary": primary,
+                "metrics": {primary: score},
+                "controls": {"chance": {primary: 0.05 * ideals.get(test, 100.0)}},
+                "samples": 7,
+                "ideal": ideals.get(test, 100.0),
+            }
+        )
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    known = json.loads((folder / "run.json").read_text()) | {"status": status}
+    (folder / "run.json").write_text(json.dumps(known))
+    return folder

@@ -296,9 +296,11 @@ def test_comparison_is_mean_and_std_over_seeds(runs):
             assert statistic.mean == pytest.approx(statistics.mean(values))
             assert statistic.std == pytest.approx(statistics.stdev(values))
             assert group.final[column].text == f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
-    gap = float(stream.gaps["joint"]["finetune"][0].replace("−", "-"))
+    text, _, ratio = stream.gaps["joint"]["finetune"][0].partition(" ")
+    gap = float(text.replace("−", "-"))
     means = [groups[name].final[0].statistic.mean or 0.0 for name in ("finetune", "joint")]
     assert gap == pytest.approx(means[0] - means[1], abs=0.005)
+    assert ratio == f"({100 * means[0] / means[1]:.1f} %)"
     assert set(stream.controls) == {"chance", "majority", "shuffled predictions", "predict nothing"}
     assert {group.retention[1].text for group in groups.values()} == {"–"}
     assert groups["er"].retention[0].text == "0.8300 ± 0.0000"

@@ -12,8 +12,8 @@ import numpy as np
 
 from avcl.report.comparison_groups import Member, differing, member, members_of, problem_names, titles_of
 from avcl_core.errors import ConfigError
-from avcl_core.evaluation.summary import Definition, Summary, TestSummary
-from avcl_core.evaluation.table import DASH, format_score
+from avcl_core.evaluation.summary import Definition, Summary, TestSummary, share
+from avcl_core.evaluation.table import DASH, format_score, signed
 
 Label = Literal["", "best", "tie", "unranked"]
 
@@ -279,18 +279,18 @@ def _label(groups: list[Group]) -> list[Group]:
 
 
 def _gaps(groups: Sequence[Group], tests: Sequence[TestSummary]) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Mean final score minus that of each reference, per test set."""
+    """Mean final score minus that of each reference, per test set, and its share of it."""
     gaps: dict[str, dict[str, tuple[str, ...]]] = {}
     for reference in (group for group in groups if group.reference):
         for group in (group for group in groups if not group.reference):
             row = []
             for test, own, other in zip(tests, group.final, reference.final, strict=True):
                 a, b = own.statistic.mean, other.statistic.mean
-                row.append(DASH if a is None or b is None else _signed(a - b, test.ideal))
+                row.append(DASH if a is None or b is None else _gap(a, b, test.ideal))
             gaps.setdefault(reference.title, {})[group.title] = tuple(row)
     return gaps
 
 
-def _signed(value: float, ideal: float) -> str:
-    text = format_score(value, ideal)
-    return text.replace("-", "−") if value < 0 else f"+{text}"
+def _gap(score: float, reference: float, ideal: float) -> str:
+    ratio = share(reference, score)
+    return signed(score - reference, ideal) + ("" if ratio is None else f" ({100 * ratio:.1f} %)")

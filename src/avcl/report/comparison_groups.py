@@ -16,7 +16,7 @@ from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import Summary, summarise
 from avcl_core.plugins import load
 
-NO_MATTER = ("label", "runs", "workers", "training.checkpoint_every")
+NO_MATTER = ("label", "references", "runs", "workers", "training.checkpoint_every")
 """Keys that results do not depend on; seeds do not count either: they are what a row averages over."""
 
 

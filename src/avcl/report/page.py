@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -16,13 +16,17 @@ from avcl.report.comparison_figures import comparison_figures
 from avcl.report.examples import run_examples
 from avcl.report.features import run_features
 from avcl.report.figures import above_control, control_of, run_figures
+from avcl.report.order_figures import order_figure
 from avcl.report.robustness import run_robustness
 from avcl.report.style import inline
 from avcl.report.usage import run_usage
 from avcl.report.usage_figures import usage_figures
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import Summary, TestSummary, summarise
-from avcl_core.evaluation.table import format_score
+from avcl_core.evaluation.table import PLAIN, format_score, signed
+
+if TYPE_CHECKING:
+    from avcl.sweep_stream import StreamTables
 
 
 def _environment() -> Environment:
@@ -36,6 +40,7 @@ def _environment() -> Environment:
     )
     environment.filters["score"] = _score
     environment.filters["metric"] = _metric
+    environment.filters["signed"] = signed
     return environment
 
 
@@ -83,23 +88,42 @@ def render_run(folder: Path, out: Path | None = None) -> Path:
             blocks=[_block(summary, test) for test in summary.tests],
             reasons=list(dict.fromkeys(d.reason for d in summary.definitions if d.value is None)),
             missing=_missing(summary),
+            unreferenced=_unreferenced(summary),
+            plain=PLAIN,
             totals=_totals(summary.parameters),
         )
     )
     return _write(out or folder / "report.html", text)
 
 
-def render_comparison(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the comparison of several runs, by default to the folder that holds them all."""
+def render_comparison(folders: Sequence[Path], out: Path | None = None, plan: Sequence[StreamTables] = ()) -> Path:
+    """Write the comparison of several runs, by default to the folder that holds them all.
+
+    Args:
+        plan: tables of the sweep plan whose runs these are, shown first.
+    """
     comparison = compare(folders)
     streams = []
     for stream in comparison.streams:
         figures = comparison_figures(stream)
         made = {name: Markup(inline(svg, f"{name}: {stream.name}")) for name, svg in figures.items()}
         streams.append({"c": stream, "figures": made, "any_drop": _any(stream)})
-    text = _environment().get_template("comparison.html.j2").render(comparison=comparison, streams=streams)
+    text = (
+        _environment()
+        .get_template("comparison.html.j2")
+        .render(comparison=comparison, streams=streams, plan=[_planned(one) for one in plan])
+    )
     shared = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
     return _write(out or shared / "report.html", text)
+
+
+def _planned(stream: StreamTables) -> dict[str, Any]:
+    """The tables of one configuration of a plan, and what its orders change."""
+    figure = None
+    if len(stream.orders) > 1:
+        svg = order_figure(stream.cells, list(stream.orders), stream.tests, stream.controls)
+        figure = Markup(inline(svg, f"scores by order: {stream.config}"))
+    return {"c": stream, "figure": figure}
 
 
 def _write(path: Path, text: str) -> Path:
@@ -142,6 +166,16 @@ def _block(summary: Summary, test: TestSummary) -> dict[str, Any]:
 def _missing(summary: Summary) -> list[str]:
     entries = (
         entry for test in summary.tests for entry in (test.learnt, test.final, test.best, test.drop, test.retention)
+    )
+    return list(dict.fromkeys(entry.reason for entry in entries if entry.value is None))
+
+
+def _unreferenced(summary: Summary) -> list[str]:
+    """Why a run has no gap to a reference."""
+    entries = (
+        entry
+        for against in summary.references.values()
+        for entry in (*(gap.ratio for gap in against.gaps), against.difference, against.ratio)
     )
     return list(dict.fromkeys(entry.reason for entry in entries if entry.value is None))
 

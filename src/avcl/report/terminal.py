@@ -10,7 +10,7 @@ from rich.text import Text
 
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import summarise
-from avcl_core.evaluation.table import DASH, format_score
+from avcl_core.evaluation.table import DASH, format_score, signed
 
 if TYPE_CHECKING:
     from avcl.report.comparison import Comparison
@@ -32,16 +32,18 @@ def format_result_table(record: RunRecord) -> Table:
         title_justify="left",
     )
     table.add_column("test set: metric", overflow="fold")
-    for column in ("R[i,i]", "final", "drop", "retention"):
+    gaps = [f"− {name}" for name in summary.references]
+    for column in ("R[i,i]", "final", "drop", "retention", *gaps):
         table.add_column(_plain(column), justify="right", no_wrap=True)
-    for test in summary.tests:
+    for number, test in enumerate(summary.tests):
         cells = [format_score(entry.value, test.ideal) for entry in (test.learnt, test.final, test.drop)]
         cells.append(format_score(test.retention.value, 1.0))
+        cells += [signed(a.gaps[number].difference.value, test.ideal) for a in summary.references.values()]
         table.add_row(*(_plain(cell) for cell in (f"{test.name}: {test.primary}", *cells)))
         shown = [*test.controls.items(), *((f"oracle: {name}", value) for name, value in test.bounds.items())]
         for name, value in shown:
             score = format_score(value, test.ideal)
-            table.add_row(_plain(f"  {name}"), "", _plain(score), "", "", style="dim")
+            table.add_row(_plain(f"  {name}"), "", _plain(score), "", "", *("" for _ in gaps), style="dim")
     defined = [f"{d.name} {format_score(d.value, 100.0)}" for d in summary.definitions if d.value is not None]
     reasons = dict.fromkeys(d.reason for d in summary.definitions if d.value is None)
     caption = ["; ".join(defined)] if defined else []

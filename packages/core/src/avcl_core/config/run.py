@@ -14,6 +14,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -133,6 +134,8 @@ class FabricOptions(Options):
     """Where the run computes, as Lightning Fabric takes it."""
 
     accelerator: Literal["auto", "cpu", "cuda", "gpu"] = "auto"
+Reference = Literal["single", "joint"]
+
     devices: PositiveInt = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
@@ -151,6 +154,8 @@ class RunOptions(Options):
         workers: loader processes; results do not depend on it.
         threads: CPU threads per process; ``null`` for torch's choice. Bits depend on it.
         runs: folder for run folders.
+        references: methods by which ``avcl run`` also trains the same configuration, to judge the run by them: ``single``, a model per
+            experience, and ``joint``, one session over all; the run itself does not depend on them.
     """
 
     stream: StreamOptions
@@ -168,6 +173,7 @@ class RunOptions(Options):
     workers: NonNegativeInt = 0
     threads: PositiveInt | None = None
     runs: Path = Path("runs")
+    references: tuple[Reference, ...] = ()
 
     @field_validator("modalities", mode="before")
     @classmethod
@@ -176,9 +182,23 @@ class RunOptions(Options):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that results depend on: not workers, places, label or commit intervals (data have digests of their own)."""
+        """SHA-256 of everything that results depend on: not workers, places, label, references or commit intervals.
+
+        Data have digests of their own.
+        """
         places: Any = {
             "workers": True,
+    @field_validator("references")
+    @classmethod
+    def _references(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        own = info.data.get("method", {}).get("name")
+        for name in value:
+            if value.count(name) > 1:
+                raise ValueError(f"{name} is there twice; remove one")
+            if name == own:
+                raise ValueError(f"{name} is the method of the run itself; leave it out (references=[])")
+        return value
+
             "runs": True,
             "label": True,
             "init": True,
@@ -186,6 +206,7 @@ class RunOptions(Options):
             "towers": {name: {"checkpoint"} for name in self.towers},
         }
         record = self.model_dump(mode="json", exclude=places)
+            "references": True,
         del record["training"]["checkpoint_every"]
         record["init"] = sorted(self.init)
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

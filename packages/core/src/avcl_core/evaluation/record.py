@@ -79,10 +79,20 @@ class _Run(_Line):
     method: str
     model: str
     seed: int
+    status: str = ""
+    references: dict[str, str] = {}
     label: str | None = None
     command: str | list[str] = ""
     notes: list[str] = []
     skipped: list[Skipped] = []
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Another run that a run is judged by: its record once it is done, or the reason why there is none yet."""
+
+    record: RunRecord | None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,7 @@ class RunRecord:
         owned: the ownership table.
         notes: lines that stand beside the scores (split overlaps, repaired records).
         skipped: samples that were left out.
+        references: method → the run that trained the same configuration with it, where the run has such.
         label: what tables call it, where it was given a name (a variant of a sweep plan).
         command: the command that started the run; ``config``: the whole configuration as YAML text.
     """
@@ -119,6 +130,7 @@ class RunRecord:
     owned: tuple[OwnedTensor, ...] = ()
     notes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    references: dict[str, Reference] = field(default_factory=dict)
     label: str | None = None
     command: str = ""
     config: str = ""
@@ -182,10 +194,25 @@ class RunRecord:
             owned=tuple(_parse(OwnedTensor, row, f"{owned_file} entry {n}") for n, row in enumerate(owned)),
             notes=tuple(dict.fromkeys(run.notes)),
             skipped=tuple(run.skipped),
+            references={n: _reference(n, run_folder, place, stream, run.seed) for n, place in run.references.items()},
             label=run.label,
             command=run.command if isinstance(run.command, str) else shlex.join(run.command),
             config=_text(run_folder / "config.yaml"),
         )
+
+
+def _reference(name: str, run_folder: Path, place: str, stream: Stream, seed: int) -> Reference:
+    """Read the run that ``run.json`` names relative to its own folder; what does not fit is a reason, not an error."""
+    folder = run_folder / place
+    if not (folder / "run.json").is_file():
+        return Reference(None, f"{name}: its run folder is not where it was made")
+    run = _parse(_Run, _json(folder / "run.json"), str(folder / "run.json"))
+    if run.status != "done":
+        return Reference(None, f"{name}: its run is not done yet")
+    found = RunRecord.load(folder)
+    if (found.stream.digest, found.seed) != (stream.digest, seed):
+        return Reference(None, f"{name}: its run is of another stream or seed")
+    return Reference(found)
 
 
 def _results(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +13,20 @@ import numpy as np
 
 from avcl_core.evaluation import continual
 from avcl_core.evaluation.matrix import START, ResultMatrix, encode_number
-from avcl_core.evaluation.record import RunRecord
+from avcl_core.evaluation.record import Reference, RunRecord
 from avcl_core.evaluation.table import write_table
 
-__all__ = ["Definition", "RunRecord", "Setting", "Summary", "TestSummary", "summarise", "write_results"]
+__all__ = [
+    "Against",
+    "Definition",
+    "Gap",
+    "RunRecord",
+    "Setting",
+    "Summary",
+    "TestSummary",
+    "summarise",
+    "write_results",
+]
 
 Setting = Literal["incremental", "joint", "separate", "partial"]
 """How the run's rows relate to the experiences.
@@ -30,6 +40,7 @@ _WHY = {
     "joint": "joint training is one session: there is no result right after each experience",
     "separate": "a new model per experience carries nothing over: only R[i,i] exists",
 }
+_MIXED = "the test sets have different primary metrics, which are not averaged"
 
 
 @dataclass(frozen=True)
@@ -80,8 +91,39 @@ class Definition:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """The final score of one test set against that of a reference: ``difference`` is final − reference, ``ratio`` final / reference."""
+
+    reference: Value
+    difference: Value
+    ratio: Value
+
+
+@dataclass(frozen=True)
+class Against:
+    """A run against one reference: a gap per test set, in their order, and what may be averaged of them.
+
+    Attributes:
+        difference: mean over the test sets, where all have the same primary metric.
+        ratio: mean over the test sets; a ratio has no unit, so metrics may differ.
+    """
+
+    gaps: tuple[Gap, ...]
+    difference: Value
+    ratio: Value
+
+
+@dataclass(frozen=True)
 class Summary:
-    """All that tables and reports print about one run; plain data."""
+    """All that tables and reports print about one run; plain data.
+
+    Attributes:
+        definitions: the continual-learning definitions; not where test sets have different primary metrics.
+        plain_means: there, the same definitions over scores in percent of the ideal: plain means over different metrics, which some
+            papers print (PHP); empty elsewhere.
+        retention: mean over the test sets but those learnt last of R[T,i] / R[i,i]; a ratio has no unit.
+        references: ``single`` or ``joint`` → the run against it.
+    """
 
     stream: str
     digest: str
@@ -95,6 +137,9 @@ class Summary:
     rows: tuple[str, ...]
     tests: tuple[TestSummary, ...]
     definitions: tuple[Definition, ...]
+    plain_means: tuple[Definition, ...]
+    retention: Value
+    references: dict[str, Against]
     parameters: dict[str, dict[str, int]]
     notes: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -109,6 +154,7 @@ class Summary:
 def summarise(record: RunRecord) -> Summary:
     """Summarise a run, finished or not. Nothing here fails on a missing entry: the reason stands in its place."""
     setting = _setting(record)
+    tests = tuple(_test(record, name, setting) for name in record.matrix.columns)
     return Summary(
         stream=record.stream.name,
         digest=record.stream.digest,
@@ -120,8 +166,11 @@ def summarise(record: RunRecord) -> Summary:
         setting=setting,
         experiences=record.experiences,
         rows=tuple(record.matrix.rows),
-        tests=tuple(_test(record, name, setting) for name in record.matrix.columns),
+        tests=tests,
         definitions=_definitions(record, setting),
+        plain_means=_plain_means(record, setting),
+        retention=_mean([test.retention for test in tests if test.experience != record.experiences[-1]]),
+        references={name: _against(tests, reference) for name, reference in record.references.items()},
         parameters=record.parameters(),
         notes=record.notes,
         skipped=tuple(f"{s.task} {s.split} {s.key}: {s.reason}" for s in record.skipped),
@@ -157,7 +206,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple):
         return [_plain(entry) for entry in value]
-    if isinstance(value, Value | TestSummary | Definition):
+    if is_dataclass(value) and not isinstance(value, type):
         return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
     return value
 
@@ -204,9 +253,7 @@ def _test(record: RunRecord, name: str, setting: Setting) -> TestSummary:
         best = gap or Value(max(value.value for value in earlier if value.value is not None))
         end = result(last)
         drop = _combine(best, end, lambda before, after: before - after)
-        retention = _combine(learnt, end, lambda before, after: after / before if before > 0 else None)
-        if retention.value is None and not retention.reason:
-            retention = Value(None, "R[i,i] is not positive: a ratio to it is no share")
+        retention = _share(learnt, end, "R[i,i]")
     known = {control: metrics[primary] for control, metrics in record.controls.get(name, {}).items() if primary}
     oracles = record.oracles.get(name, ())
     return TestSummary(
@@ -233,18 +280,71 @@ def _combine(before: Value, after: Value, formula: Callable[[float, float], floa
     return after if after.value is None else Value(formula(before.value, after.value))
 
 
+def _share(of: Value, value: Value, name: str) -> Value:
+    """value / of, where ``of`` (called ``name``) is positive."""
+    found = _combine(of, value, share)
+    return (
+        found
+        if found.value is not None or found.reason
+        else Value(None, f"{name} is not positive: a ratio to it is no share")
+    )
+
+
+def share(base: float, value: float) -> float | None:
+    """Return value / base, or None where the base is not positive: a ratio to it is no share."""
+    return value / base if base > 0 else None
+
+
+def _mean(values: Sequence[Value]) -> Value:
+    """The mean, or the first reason why one of the values is missing."""
+    if not values:
+        return Value(None, "learnt last: nothing follows it")
+    missing = next((value for value in values if value.value is None), None)
+    return missing or Value(float(np.mean([value.value for value in values if value.value is not None])))
+
+
+def _against(tests: Sequence[TestSummary], reference: Reference) -> Against:
+    """Compare final scores with those of a reference."""
+    others = {} if reference.record is None else {test.name: test for test in summarise(reference.record).tests}
+    gaps = []
+    for test in tests:
+        value = others[test.name].final if test.name in others else Value(None, reference.reason)
+        difference = _combine(value, test.final, lambda base, own: own - base)
+        gaps.append(Gap(value, difference, _share(value, test.final, "the reference")))
+    several = len({test.primary for test in tests}) > 1
+    mean = Value(None, _MIXED) if several else _mean([gap.difference for gap in gaps])
+    return Against(tuple(gaps), mean, _mean([gap.ratio for gap in gaps]))
+
+
 def _definitions(record: RunRecord, setting: Setting) -> tuple[Definition, ...]:
     """Every definition in order; each with its value or with the one reason that forbids it."""
     names, matrix = record.experiences, record.matrix
     judges = _judges(record)
-    metrics = dict.fromkeys(primary for test in matrix.columns if (primary := matrix.primary(test)))
-    general = ""
     if isinstance(judges, str):
-        general = judges
-    elif len(metrics) > 1:
-        general = f"the test sets have different primary metrics ({', '.join(metrics)}), which are not averaged"
-    square = matrix.square(names, None if isinstance(judges, str) else judges)
-    start = np.full(len(names), np.nan) if isinstance(judges, str) else [matrix.value(START, test) for test in judges]
+        return _computed(setting, np.full((len(names),) * 2, np.nan), np.full(len(names), np.nan), judges)
+    metrics = _metrics(record)
+    reason = f"the test sets have different primary metrics ({', '.join(metrics)}), which are not averaged"
+    start = np.array([matrix.value(START, test) for test in judges])
+    return _computed(setting, matrix.square(names, judges), start, reason if len(metrics) > 1 else "")
+
+
+def _plain_means(record: RunRecord, setting: Setting) -> tuple[Definition, ...]:
+    """The definitions over scores in percent of each test set's ideal, where metrics differ."""
+    judges = _judges(record)
+    if isinstance(judges, str) or len(_metrics(record)) < 2:
+        return ()
+    percent = np.array([100.0 / record.ideals.get(test, 100.0) for test in judges])
+    start = np.array([record.matrix.value(START, test) for test in judges])
+    return _computed(setting, record.matrix.square(record.experiences, judges) * percent, start * percent, "")
+
+
+def _metrics(record: RunRecord) -> list[str]:
+    found = (record.matrix.primary(test) for test in record.matrix.columns)
+    return list(dict.fromkeys(name for name in found if name))
+
+
+def _computed(setting: Setting, square: np.ndarray, start: np.ndarray, general: str) -> tuple[Definition, ...]:
+    """Compute every definition on R ``[T, T]`` and the row before the stream ``[T]``, unless ``general`` says why not."""
     compute: dict[str, Callable[[], float]] = {
         "A_T": lambda: continual.average(square),
         "mean A": lambda: continual.mean_average(square),
@@ -258,14 +358,14 @@ def _definitions(record: RunRecord, setting: Setting) -> tuple[Definition, ...]:
         formula = continual.FORMULAS[name] + (", reference = row start" if name == "FWT" else "")
         value, reason = None, general
         # Zero padding would make FM_clamped a perfect 0 for a run that has only its last row.
-        if not reason and name == "FM_clamped" and len(names) > 1 and setting != "incremental":
+        if not reason and name == "FM_clamped" and len(square) > 1 and setting != "incremental":
             reason = _WHY.get(setting, "not every entry with i ≤ t was evaluated")
         if not reason:
             try:
                 value = function()
             except ValueError as error:
                 reason = _WHY.get(setting, str(error))
-                if len(names) == 1 and name not in ("A_T", "mean A", "LA"):
+                if len(square) == 1 and name not in ("A_T", "mean A", "LA"):
                     reason = "forgetting and transfer need at least two experiences"
         rows.append(Definition(name, formula, value, reason))
     return tuple(rows)

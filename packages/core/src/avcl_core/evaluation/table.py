@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from avcl_core.evaluation.summary import Summary
+    from avcl_core.evaluation.summary import Summary, Value
 
 DASH = "–"
+REFERENCES = (
+    "Single: a model per experience; joint: all experiences in one session; both of the same configuration. − is the final score minus "
+    "theirs, / the share of theirs. Ratios have no unit and are averaged; differences only where all test sets have one metric."
+)
+PLAIN = (
+    "Plain means over different metrics, each score in percent of its ideal. Some papers print them; a gain in one metric is not one "
+    "in another, so read the test sets first."
+)
 
 
 def format_score(value: float | None, ideal: float) -> str:
@@ -45,6 +53,37 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
     """Return the lines of a Markdown table; numbers to the right, the first column and words to the left."""
     rule = ["---"] + ["---" if name in ("metric", "controls", "definition") else "---:" for name in header[1:]]
     return ["| " + " | ".join(_cell(text) for text in row) + " |" for row in (header, rule, *rows)]
+
+
+def signed(value: float | None, ideal: float) -> str:
+    """Return a difference as tables print it: always with its sign."""
+    text = format_score(value, ideal)
+    if value is None or math.isnan(value):
+        return text
+    return text.replace("-", "−") if text.startswith("-") else f"+{text}"
+
+
+def _references(summary: Summary, notes: _Footnotes) -> list[str]:
+    """Each test set against the runs that learnt every task alone or all at once."""
+
+    def cell(entry: Value, ideal: float, form: Callable[[float | None, float], str] = format_score) -> str:
+        return notes.mark(entry.reason) if entry.value is None else form(entry.value, ideal)
+
+    header = ["test set", "metric", "final", "retention"]
+    for name in summary.references:
+        header += [name, f"− {name}", f"/ {name}"]
+    body = []
+    for column, test in enumerate(summary.tests):
+        row = [test.name, test.primary, cell(test.final, test.ideal), cell(test.retention, 1.0)]
+        for against in summary.references.values():
+            gap = against.gaps[column]
+            row += [cell(gap.reference, test.ideal), cell(gap.difference, test.ideal, signed), cell(gap.ratio, 1.0)]
+        body.append(row)
+    ideal = summary.tests[0].ideal if summary.tests else 100.0
+    row = ["mean", "", "", cell(summary.retention, 1.0)]
+    for against in summary.references.values():
+        row += ["", cell(against.difference, ideal, signed), cell(against.ratio, 1.0)]
+    return ["## Against the references", "", *markdown_table(header, [*body, row]), "", REFERENCES, ""]
 
 
 def write_table(summary: Summary) -> str:
@@ -88,9 +127,12 @@ def write_table(summary: Summary) -> str:
     lines += markdown_table(header, body)
     lines += [
         "",
-        "Best before: max over i ≤ t < T of R[t,i]. Drop: best before − R[T,i]. Retention: R[T,i] / R[i,i].",
+        "Best before: max over i ≤ t < T of R[t,i]. Drop: best before − R[T,i]. Retention: R[T,i] / R[i,i]; its mean over the test sets"
+        f" but those learnt last: {notes.mark(summary.retention.reason) if summary.retention.value is None else format_score(summary.retention.value, 1.0)}.",
         "",
     ]
+    if summary.references:
+        lines += _references(summary, notes)
     lines += ["## Over the stream", ""]
     ideal = max((abs(test.ideal) for test in tests), default=100.0)
     lines += markdown_table(
@@ -100,6 +142,15 @@ def write_table(summary: Summary) -> str:
             for d in summary.definitions
         ],
     )
+    if summary.plain_means:
+        lines += ["", PLAIN, ""]
+        lines += markdown_table(
+            ["name", "plain mean", "definition"],
+            [
+                [d.name, notes.mark(d.reason) if d.value is None else format_score(d.value, 100.0), d.formula]
+                for d in summary.plain_means
+            ],
+        )
     lines.append("")
     if notes.reasons:
         lines += [f"[{number}] {reason}.  " for number, reason in enumerate(notes.reasons, start=1)] + [""]

@@ -18,8 +18,8 @@ from lightning.fabric import Fabric
 
 from avcl_core.collective import Collective, current
 from avcl_core.config.load import Source, read
-from avcl_core.config.run import RunOptions, load_run, paths_below
-from avcl_core.errors import AvclError, ConfigError, RunError, Stopped
+from avcl_core.config.run import Parts, RunOptions, load_run, paths_below
+from avcl_core.errors import AvclError, ConfigError, IntegrityError, RunError, Stopped
 from avcl_core.evaluation.evaluator import Evaluation
 from avcl_core.evaluation.matrix import Cell, ResultMatrix
 from avcl_core.evaluation.record import RunRecord
@@ -32,6 +32,7 @@ from avcl_core.running.initial import head_tensors
 from avcl_core.running.lock import only_writer
 from avcl_core.running.origin import refuse_training, selected_on_test, warm_notes
 from avcl_core.running.provide import Bar, silent
+from avcl_core.running.references import places
 from avcl_core.stream import TestSet
 from avcl_core.task import Task
 from avcl_core.training.checkpoint import replace_text
@@ -77,12 +78,7 @@ def start(source: Source, command: Sequence[str], console: Console) -> Path | No
     Raises:
         ConfigError, IntegrityError, RunError, Stopped: with the exit codes of DESIGN.md section 7.
     """
-    options, parts = load_run(source)
-    if options.model.get("imported"):
-        raise ConfigError(
-            f"{source.place(('model', 'imported'))}: model.imported: belongs to runs that avcl weights convert writes; leave it out"
-        )
-    options.runs.mkdir(parents=True, exist_ok=True)
+    options, parts = _configured(source, alone=True)
     preemption = Preemption()
     with preemption.listening():
         fabric, collective = launch_fabric(options)
@@ -91,6 +87,43 @@ def start(source: Source, command: Sequence[str], console: Console) -> Path | No
         folder = _create(assembly, command, collective)
         console.say(f"run {folder.path}")
         return _drive(assembly, folder, collective, console, preemption, resume=False)
+
+
+def create(source: Source, command: Sequence[str], console: Console) -> Path:
+    """Make the folder of a run without training, ready for :func:`resume`; data that are missing are made.
+
+    With references, every run computes with one thread unless ``threads`` says otherwise: as many as the machine has cores go at a time.
+
+    Raises:
+        ConfigError, IntegrityError, Stopped: as :func:`start`.
+    """
+    options, parts = _configured(source, alone=False)
+    if options.references and options.threads is None:
+        options = options.model_copy(update={"threads": 1})
+    preemption = Preemption()
+    with preemption.listening():
+        # Nothing is computed here: no device, and no processes of the run.
+        assembly = assemble(
+            options, parts, Fabric(accelerator="cpu", devices=1), Collective(), console.bar, preemption.check
+        )
+        folder = _create(assembly, command, Collective())
+    folder.set_status("stopped")
+    return folder.path
+
+
+def _configured(source: Source, alone: bool) -> tuple[RunOptions, Parts]:
+    """Validate the configuration of a new run (one that trains ``alone`` has no references) and make the folder of run folders."""
+    options, parts = load_run(source)
+    if options.model.get("imported"):
+        raise ConfigError(
+            f"{source.place(('model', 'imported'))}: model.imported: belongs to runs that avcl weights convert writes; leave it out"
+        )
+    if alone and options.references:
+        raise ConfigError(
+            f"{source.place(('references',))}: references: are trained by avcl run CONFIG; leave them out here (references=[])"
+        )
+    options.runs.mkdir(parents=True, exist_ok=True)
+    return options, parts
 
 
 def resume(path: Path, overrides: Sequence[str], console: Console) -> Path | None:
@@ -113,9 +146,21 @@ def resume(path: Path, overrides: Sequence[str], console: Console) -> Path | Non
         if collective.rank:
             folder = Silent(path)
         begun = folder.store.latest() is not None
+        if not begun:
+            _refuse_drift(folder, assembly)
         if begun and folder.store.load().state["position"]["phase"] == "done":
             console.say("the run is done; nothing to resume")
         return _drive(assembly, folder, collective, console, preemption, resume=begun)
+
+
+def _refuse_drift(folder: RunFolder, assembly: Assembly) -> None:
+    """Raise IntegrityError where a run that has no commit yet was made with other data or weights; a commit tells that itself."""
+    for name, then in folder.read_json("run.json")["digests"].items():
+        now = assembly.digests.get(name, "none")
+        if now != then:
+            raise IntegrityError(
+                f"{folder.path}: {name} changed since the run was made (was {then[:12]}, is {now[:12]}); start a new run"
+            )
 
 
 @dataclass(frozen=True)
@@ -238,6 +283,8 @@ def _create(assembly: Assembly, command: Sequence[str], collective: Collective) 
         "code": code_digest(),
         "python": platform.python_version(),
     }
+    if options.references:
+        record["references"] = places(options.references, path.name)
     folder.write_json("run.json", record)
     return folder
 
