@@ -328,13 +328,28 @@ def test_what_a_trace_hears_of_the_bottleneck_alone():
 
 
 def test_mixed_precision_stays_near_and_finite():
-    """Unscaled products of large tokens: a softmax over scores in half precision would be another one."""
     adapter, (own, other) = made(WIDE).float(), tokens(WIDE, dtype=torch.float32)
-    expected = adapter(own, 30 * other, ctx())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = adapter(own, 30 * other, ctx())
+    with torch.no_grad():
+        expected = adapter(own, other, ctx())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = adapter(own, other, ctx())
     assert bool(found.isfinite().all())
     assert float((found - expected).norm() / expected.norm()) < 0.05
+
+
+def test_mixed_precision_leaves_unscaled_scores_alone():
+    """Scores of a thousand that differ by one: rounded to half precision, they would make another softmax."""
+    fusion = made(WIDE).float().fusion
+    own = torch.zeros(1, 5, 24)
+    own[..., 0], own[..., 1] = 1000, torch.linspace(-1, 1, 5)
+    latents = torch.zeros(1, 2, 24)
+    latents[..., 0], latents[:, 0, 1], latents[:, 1, 1] = 1, 1, -1
+    with torch.no_grad():
+        expected = fusion._read(own, latents)[..., 1]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = fusion._read(own, latents)[..., 1]
+    torch.testing.assert_close(expected[0], 0.1 * torch.tanh(own[0, :, 1]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=1e-3)
 
 
 # ------------------------------------------------------------------ geometry
