@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from toys.baselines import DERpp
 from toys.cross_experts import CrossExperts
 from toys.prompts import Prompts
 from toys.regression import FrozenRegressor, KeyFrameReplay
 from toys.users import clips, pair, tasks
 
 from avcl_core.collective import current
+from avcl_core.methods.derpp import DarkReplay, DarkReplayOptions
 from avcl_core.methods.er import ExperienceReplay, ReplayOptions
+from avcl_core.methods.ewc import EWC
+from avcl_core.methods.finetune import Finetune
+from avcl_core.methods.lwf import LwF
+from avcl_core.methods.sharing import SharingOptions
 from avcl_core.models.residual_adapters import ResidualAdapters
 from avcl_core.ownership import Owners
 from avcl_core.running.folder import Silent
@@ -22,13 +26,20 @@ from avcl_core.testing.toy_run import ToyRun
 from avcl_core.testing.toy_towers import clip
 
 REPLAY = ReplayOptions(memory=6, replay_batch=3)
+DARK = DarkReplayOptions(memory=6, replay_batch=3)
 CASES = {
     "mean": ToyRun(pair, ResidualAdapters, ExperienceReplay, tasks(labels=2), method_options=REPLAY),
     "token": ToyRun(pair, ResidualAdapters, ExperienceReplay, tasks(tokens=2), method_options=REPLAY),
-    "dark": ToyRun(pair, ResidualAdapters, DERpp, tasks(tokens=1, classes=1)),
+    "dark": ToyRun(pair, ResidualAdapters, DarkReplay, tasks(tokens=1, classes=1), method_options=DARK),
+    "fisher": ToyRun(pair, ResidualAdapters, EWC, tasks(tokens=1, classes=1)),
+    "teacher": ToyRun(pair, Prompts, LwF, tasks(labels=1, classes=1)),
+    "penalty": ToyRun(
+        pair, ResidualAdapters, Finetune, tasks(labels=1, classes=1), method_options=SharingOptions(shared="l2sp")
+    ),
     "coupled": ToyRun(pair, ResidualAdapters, ExperienceReplay, tasks(value=2, labels=1), method_options=REPLAY),
     "coupled jointly": ToyRun(lambda: {"visual": clip()}, FrozenRegressor, KeyFrameReplay, clips),
     "balance": ToyRun(pair, CrossExperts, ExperienceReplay, tasks(classes=2), method_options=REPLAY),
+    "coupled, contrast": ToyRun(pair, Prompts, ExperienceReplay, tasks(value=1, labels=1), method_options=REPLAY),
     "contrast": ToyRun(pair, Prompts, ExperienceReplay, tasks(labels=1, classes=1), method_options=REPLAY),
 }
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from toys.anchors import AnchorExperts, AnchorMethod
-from toys.baselines import EWC, DERpp, LwF
 from toys.cross_experts import CrossExperts, NoisyExperts
 from toys.hypernetwork import GeneratedHeads, PrototypeReplay
 from toys.language import Language
 from toys.prompts import Prompts
 from toys.regression import FRAMES, KeyFrameReplay, Regressor
 
+from avcl_core.methods.derpp import DarkReplay, DarkReplayOptions
 from avcl_core.methods.er import ExperienceReplay
+from avcl_core.methods.ewc import EWC, EWCOptions
 from avcl_core.methods.finetune import Finetune
 from avcl_core.methods.joint import Joint
+from avcl_core.methods.lwf import LwF
+from avcl_core.methods.sharing import SharingOptions
 from avcl_core.methods.single import Single
 from avcl_core.models.residual_adapters import ResidualAdapters
 from avcl_core.testing.toy_data import Shape
@@ -41,6 +44,10 @@ def spoken():
     return {"visual": resnet(), "text": Language()}
 
 
+DARK = DarkReplayOptions(memory=6, replay_batch=3)
+ONLINE = EWCOptions(decay=0.9, samples=4)
+SNAPSHOT, L2SP = SharingOptions(shared="snapshot"), SharingOptions(shared="l2sp")
+EMA = SharingOptions(shared="ema", ema_decay=0.9)
 clips = {"value": toy_task("value", 3, shape=Shape(frames=FRAMES))}
 
 USERS = {
@@ -51,12 +58,15 @@ USERS = {
     "regression": ToyRun(seen, Regressor, KeyFrameReplay, clips),
     "generated heads": ToyRun(seen, GeneratedHeads, PrototypeReplay, tasks(classes=3)),
     "ewc": ToyRun(pair, ResidualAdapters, EWC, tasks(value=1, tokens=1, labels=1)),
-    "ewc, noisy experts": ToyRun(toy_towers, NoisyExperts, EWC, tasks(mask=1, classes=1)),
+    "ewc, noisy experts": ToyRun(toy_towers, NoisyExperts, EWC, tasks(mask=1, classes=1), method_options=ONLINE),
     "lwf": ToyRun(pair, ResidualAdapters, LwF, tasks(classes=1, value=1, tokens=2)),
     "lwf, prompts": ToyRun(pair, Prompts, LwF, tasks(mask=1, labels=1)),
-    "der++": ToyRun(pair, ResidualAdapters, DERpp, tasks(labels=1, value=1, tokens=1)),
-    "der++, prompts": ToyRun(pair, Prompts, DERpp, tasks(mask=1, classes=1)),
-    "der++, trained tower": ToyRun(seen, Regressor, DERpp, tasks(mask=1, value=1, classes=1)),
+    "der++": ToyRun(pair, ResidualAdapters, DarkReplay, tasks(labels=1, value=1, tokens=1), method_options=DARK),
+    "der++, prompts": ToyRun(pair, Prompts, DarkReplay, tasks(mask=1, classes=1), method_options=DARK),
+    "der++, trained tower": ToyRun(seen, Regressor, DarkReplay, tasks(mask=1, value=1, classes=1), method_options=DARK),
+    "snapshot": ToyRun(pair, Prompts, Finetune, tasks(classes=2, labels=1), method_options=SNAPSHOT),
+    "ema": ToyRun(seen, Regressor, Finetune, tasks(mask=1, classes=1), method_options=EMA),
+    "l2sp": ToyRun(pair, ResidualAdapters, Finetune, tasks(labels=1, tokens=1), method_options=L2SP),
     "er": ToyRun(pair, ResidualAdapters, ExperienceReplay, tasks(labels=1, value=1, tokens=1)),
     "joint": ToyRun(pair, ResidualAdapters, Joint, tasks(classes=1, mask=1)),
     "single": ToyRun(seen, Regressor, Single, tasks(classes=1, value=1)),

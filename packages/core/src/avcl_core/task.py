@@ -64,6 +64,8 @@ class Task(ABC):
     """Input → tower whose plain tokens (no site module, no gradient) the head finds in ``Features.plain``, where the batch has it."""
     labels: tuple[str, ...] = ()
     """Names of the labels in index order, where the task has labels."""
+    needs: tuple[str, ...] = ()
+    """Names of the inputs that the head reads beside the features (a question); without one of them it cannot answer."""
     texts: tuple[str, ...] = ()
     """Names that a model with a text side compares every second with (``Features.similarity``), in index order; none by default."""
     splits_note: str = ""
@@ -84,6 +86,18 @@ class Task(ABC):
     def widen(self, head: nn.Module, experience: Experience) -> nn.Module:
         """Return the head for a further experience of the same task; a growing answer list replaces it by a wider one."""
         return head
+
+    def unreadable(self, inputs: Mapping[str, Tensor]) -> str:
+        """Return why the head cannot answer another task's samples, or nothing where it can.
+
+        Asked by methods that let old heads answer new samples. By default it needs the inputs :attr:`needs`, by name; a task
+        whose head is made for one number of frames looks at their shapes as well.
+
+        Args:
+            inputs: a batch's inputs as the front ends deliver them, ``[b, T, …]``.
+        """
+        lacking = [name for name in self.needs if name not in inputs]
+        return f"its head needs {', '.join(lacking)}" if lacking else ""
 
     @abstractmethod
     def nll(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> Tensor:

@@ -9,13 +9,14 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from avcl_core.batch import Batch
+from avcl_core.batch import Batch, Outputs
 from avcl_core.config.options import Options
 from avcl_core.methods.base import Data, Method, Update
 from avcl_core.models.base import Model
 from avcl_core.replay.memory import Exemplar, Memory
 from avcl_core.stream import Experience
 from avcl_core.task import Task
+from avcl_core.walk import Ctx
 
 
 class ReplayOptions(Options):
@@ -61,11 +62,14 @@ class ExperienceReplay(Method):
 
     def remembered(self, batch: Batch, prefix: str) -> dict[str, Tensor]:
         """Return the loss parts of a replayed batch."""
+        ctx = self.context(batch, training=True)
+        return self.relearnt(self.model(batch, ctx), batch, ctx, prefix)
+
+    def relearnt(self, outputs: Outputs, batch: Batch, ctx: Ctx, prefix: str) -> dict[str, Tensor]:
+        """Return the loss parts of a replayed batch's outputs at its targets."""
         task = self.tasks[batch.task]
         if not task.coupled:
-            return self.losses(batch, prefix)
-        ctx = self.context(batch, training=True)
-        outputs = self.model(batch, ctx)
+            return self.objective(outputs, batch, ctx, prefix)
         parts = {"nll": task.nll(outputs, batch.targets).mean(), **ctx.aux}
         return {prefix + name: value * batch.row_share for name, value in parts.items()}
 

@@ -79,6 +79,12 @@ class Memory:
         share = self.quota(len(self.groups))
         self.groups = {name: group[:share] for name, group in self.groups.items()}
 
+    def bytes_beside(self, experience: str) -> int:
+        """Return the size of all stored tensors once :meth:`add` has made room for ``experience``, without its own."""
+        others = {name: group for name, group in self.groups.items() if name != experience}
+        share = self.quota(len(others) + 1)
+        return sum(value.nbytes for group in others.values() for e in group[:share] for value in e.stored.values())
+
     def draw(self, count: int, generator: torch.Generator) -> list[Exemplar]:
         """Return ``count`` exemplars without repetition (all of them if there are fewer), uniformly at random."""
         everything = self.exemplars

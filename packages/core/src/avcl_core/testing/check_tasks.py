@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -58,6 +59,7 @@ def check_task(task: Task, towers: Mapping[str, Tower], samples: int = 4) -> Non
         require(largest_gap(outputs, blind) == 0, who, "the head must not read targets or the experience")
         _check_outputs(task, outputs, batch, who)
         _check_loss(task, outputs, batch, who)
+        _check_needs(task, model, batch, who)
     grad = model(batch, Ctx())
     task.nll(grad, batch.targets).sum().backward()
     reached = any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.heads.parameters())
@@ -88,6 +90,14 @@ def _check_dataset(task: Task, experience: Experience, who: str) -> None:
     absent = [name for name in task.modalities if name not in twice[0]]
     require(not absent, who, f"modalities declares {absent}, but the inputs lack them")
     require(dataset.digest(key) == dataset.digest(key), who, "digest must be a function of the key")
+
+
+def _check_needs(task: Task, model: Model, batch: Batch, who: str) -> None:
+    known = {name: value for name, value in batch.inputs.items() if name in (*task.modalities, *task.needs)}
+    try:
+        model(replace(batch, inputs=known), Ctx())
+    except KeyError as error:
+        raise AssertionError(f"{who}: the head reads the input {error}; name it in needs") from error
 
 
 def _check_outputs(task: Task, outputs: Outputs, batch: Batch, who: str) -> None:

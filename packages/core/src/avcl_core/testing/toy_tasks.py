@@ -193,6 +193,7 @@ class ToyAnswers(ToyTask):
 
     fields: Mapping[str, Kind] = {"logits": "tokens"}
     question = True
+    needs = ("question",)
 
     def target(self, key: str) -> Mapping[str, np.ndarray]:
         """Return token ids ``[2]``; every other class has a short answer, whose second position is not supervised."""
