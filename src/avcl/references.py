@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avcl.sweep_jobs import run_jobs
-from avcl.sweep_plan import Found, state_of
+from avcl.sweep_plan import Found, State, state_of
 from avcl_core.config.load import Source, read
 from avcl_core.config.run import RunOptions, load_run
 from avcl_core.errors import AvclError, ConfigError, IntegrityError, RunError, Stopped
@@ -100,7 +100,7 @@ def at_once(options: RunOptions) -> int:
     return max(1, cores // (wanted.devices * (options.threads or cores)))
 
 
-def _state(run: Path) -> str:
+def _state(run: Path) -> State:
     folder = RunFolder.open(run)
     state = state_of(folder.read_json("run.json")["status"])
     return "to run" if state == "stopped" and folder.store.latest() is None else state

@@ -22,7 +22,7 @@ EVERY = "all orders"
 ONE = "any order"
 """What a run is of whose method learns no sequence: it stands for every order."""
 
-OVER = ("LA", "A_T", "mean A", "FM", "FM_first", "BWT", "BWT_step")
+OVER = ("LA", "A_T", "mean A", "FM", "BWT")
 """The definitions that tables of streams print."""
 
 Cells = Mapping[str, Mapping[str, Mapping[int, Summary]]]
@@ -69,12 +69,14 @@ class StreamTables:
     """All tables of one configuration with several tasks.
 
     Attributes:
+        title: that of the plan.
         tests: the test sets of the first order.
         cells: the summaries that the tables are made of.
         controls: name and mean of the best trivial predictor per test set.
         reasons: why a quantity is not shown.
     """
 
+    title: str
     config: str
     orders: Orders
     tests: tuple[TestSummary, ...]
@@ -173,7 +175,9 @@ def _tables(config: str, sweep: Sweep, cells: Cells, every: Sequence[Summary]) -
         )
     kept = tuple(table for table in tables if any(line.n for line in table.lines))
     controls = tuple(_control(every, name) for name in names)
-    return StreamTables(config, sweep.orders.get(config, {}), tests, cells, controls, kept, tuple(reasons))
+    return StreamTables(
+        sweep.plan.title, config, sweep.orders.get(config, {}), tests, cells, controls, kept, tuple(reasons)
+    )
 
 
 Pick = Callable[[str, str, int, Summary, int, str], float | None]

@@ -28,7 +28,7 @@ def order_figure(
         controls: the best trivial predictor of each test set, dotted.
     """
     with figure_style():
-        figure = Figure(figsize=(11.4, 0.5 + 2.35 * len(tests)))
+        figure = Figure(figsize=(11.4, 0.5 + 2.6 * len(tests)))
         axes = figure.subplots(len(tests), 2, squeeze=False, width_ratios=(3, 2))
         sequential = {name: by for name, by in cells.items() if any(order in by for order in orders)}
         for row, test in enumerate(tests):
@@ -56,23 +56,22 @@ def _panel(
     variants = list(cells)
     free = [name for name, by in cells.items() if not any(order in by for order in orders)]
     ticks = [short(order, 16) for order in orders] + (["any order"] if free else [])
-    step = 0.8 / max(1, len(variants) - len(free))
-    place = {name: n for n, name in enumerate(name for name in variants if name not in free)}
+    ordered = [name for name in variants if name not in free]
     for index, variant in enumerate(variants):
         style = look(index)
         labelled = False
         for order, seeds in cells[variant].items():
-            if variant in free:
-                x = len(orders) - 0.4 + 0.8 / (len(free) + 1) * (free.index(variant) + 1)
-            else:
-                x = orders.index(order) - 0.4 + step * (place[variant] + 0.5)
+            beside = free if variant in free else ordered
+            step = 0.84 / len(beside)
+            x = (len(orders) if variant in free else orders.index(order)) - 0.42 + step * (beside.index(variant) + 0.5)
             values = [value for one in seeds.values() if (value := _value(one, test, pick)) is not None]
             if not values:
                 continue
-            width = min(0.32, 0.42 * (step if variant not in free else 0.4))
+            width = min(0.16, 0.4 * step)
+            spread = np.linspace(-0.5, 0.5, len(values)) * width if len(values) > 1 else [0.0]
             axes.plot([x - width, x + width], [np.mean(values)] * 2, color=style["color"], linewidth=2.4, zorder=2)
             axes.plot(
-                [x] * len(values),
+                x + np.asarray(spread),
                 values,
                 linestyle="none",
                 marker=style["marker"],
