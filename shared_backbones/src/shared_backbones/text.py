@@ -131,5 +131,7 @@ class RobertaText(TextEncoder):
         keep = ids.to(embeddings.device) != pad
         # RoBERTa counts positions from padding + 1 and leaves padding tokens at the padding's own position.
         positions = keep.cumsum(1) * keep + pad
-        pooled = model(inputs_embeds=embeddings, attention_mask=keep.long(), position_ids=positions).pooler_output
+        # Additive and of four axes, so that the library need not look at its values: tensors without any have shapes only.
+        mask = torch.zeros_like(keep, dtype=embeddings.dtype).masked_fill(~keep, torch.finfo(embeddings.dtype).min)
+        pooled = model(inputs_embeds=embeddings, attention_mask=mask[:, None, None], position_ids=positions).pooler_output
         return self._net.text_projection(pooled)
