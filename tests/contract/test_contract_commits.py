@@ -158,6 +158,7 @@ def test_a_kill_anywhere_in_a_commit_leaves_a_loadable_state(folder, monkeypatch
         value = loaded.state["value"]
         assert value in (3, 4)
         assert loaded.trained["weight"][0, 0] == value
+        assert all(store.load(tag).trained["one"].tolist() == [0.0] * 9 for tag in store.tags())
         seen.add(value)
         assert CheckpointStore(store.folder).commit(example(5, one=0)) == store.latest()
         assert store.load().state == {"value": 5}
