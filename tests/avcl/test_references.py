@@ -331,3 +331,16 @@ def test_who_trains_one_run_alone_refuses_references() -> None:
     source = read(find_config("embedded", "avcl"), ["references=[single]"])
     with pytest.raises(ConfigError, match=r"override 'references=\[single\]': references: are trained by avcl run"):
         launch.start(source, [], launch.Console())
+
+
+def test_a_run_that_has_no_commit_yet_is_not_started_on_other_data(main: Path) -> None:
+    from types import SimpleNamespace
+
+    from avcl_core.running.folder import RunFolder
+    from avcl_core.running.launch import _refuse_drift
+
+    folder = RunFolder(make_references(main)["joint"])
+    digests = dict(folder.read_json("run.json")["digests"])
+    _refuse_drift(folder, SimpleNamespace(digests=digests))  # type: ignore[arg-type]
+    with pytest.raises(IntegrityError, match=r"joint/x-s0: data of ave changed since the run was made"):
+        _refuse_drift(folder, SimpleNamespace(digests=digests | {"data of ave": "e"}))  # type: ignore[arg-type]
