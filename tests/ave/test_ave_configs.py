@@ -21,6 +21,8 @@ def test_every_shipped_configuration_has_a_case_here():
         "ave_avmoe_warm",
         "ave_avmoe_embedded",
         "ave_avmoe_digits",
+        "ave_php",
+        "ave_php_embedded",
     }
 
 

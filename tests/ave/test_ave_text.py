@@ -129,9 +129,13 @@ def seconds(*classes: int, others: dict[int, float] | None = None) -> torch.Tens
     return logits
 
 
+SURE = torch.tensor([[[0.5, 0, 0, 0], [0.5, 0, 0, 0], [0, 9.0, 0, 0]]])
+
+
 @pytest.mark.parametrize(
     ("logits", "segments", "event"),
     [
+        (SURE, [0, 0, 1], 0),  # two hesitant seconds outnumber a certain one
         (seconds(0, 2, 2, 3, 3, 3), [0, 2, 2, 3, 3, 3], 2),  # background is most frequent and no event
         (seconds(2, 0, 0, 2, 3), [2, 0, 0, 2, 3], 0),  # equal counts and equal probabilities: the lower index
         (seconds(0, 2, 2, 0, 3, others={2: 1.0}), [0, 2, 2, 0, 3], 2),  # equal counts: the more probable

@@ -25,6 +25,8 @@ def test_every_shipped_configuration_has_a_case_here():
         "llp_mmil",
         "avvp_avmoe",
         "avvp_avmoe_embedded",
+        "avvp_php",
+        "avvp_php_embedded",
     }
 
 

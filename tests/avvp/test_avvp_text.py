@@ -1,5 +1,6 @@
 """AVVP read out by class names: similarities against background, pooling over seconds, the weighted loss, bad input."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -184,8 +185,10 @@ def test_decoding_is_the_rule_of_all_heads(task):
     decoded = task.decode(read_out({"audio": audio, "visual": visual}))
     assert np.argwhere(decoded["audio"][0].numpy()).tolist() == [[0, 2]]
     assert np.argwhere(decoded["visual"][0].numpy()).tolist() == [[1, second] for second in range(5, 10)]
-    assert (decoded["clip"][0] >= 0.5).tolist() == [True, True, False]
+    assert (decoded["clip"][0] >= 0).tolist() == [True, True, False]
     assert decoded["clip"].dtype == torch.float32
+    sure = torch.tensor([[30.0, 40.0, 20.0]])  # probabilities that all round to 1
+    assert task.decode({**read_out({"audio": audio, "visual": visual}), "clip": sure})["clip"].argmax(1).tolist() == [1]
     weak = {**read_out({"audio": audio, "visual": visual}), "clip": torch.full((1, 3), -0.01)}
     assert not task.decode(weak)["audio"].any()
 
@@ -258,6 +261,13 @@ def test_options_choose_the_task(avvp_prepared):
     same = [plugin.build(load(f"tasks.avvp.head={head}"), avvp_prepared, "clean") for head in ("mmil", "text")]
     assert same[0].experiences() == same[1].experiences()
     assert same[0].experiences()[0].name == "avvp"
+
+
+def test_motion_features_are_left_where_they_are(avvp_prepared):
+    offered = copy.copy(avvp_prepared)
+    offered.extras = ("motion",)
+    asks = {head: plugin.build(ParsingOptions(head=head), offered, "clean").data.motion for head in ("mmil", "text")}
+    assert asks == {"mmil": True, "text": False}
 
 
 def test_a_model_is_trained_and_evaluated(avvp_prepared, comparing):

@@ -258,7 +258,7 @@ def test_a_model_is_trained_and_evaluated(avvp_prepared, comparing):
 def test_scores_of_whole_videos():
     p = np.array([[0.9, 0.2, 0.6], [0.5, 0.7, 0.1], [0.4, 0.3, 0.49], [0.6, 0.6, 0.0]])
     y = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 0]])
-    found = video_scores(p, y, np.array([1, 2, 1, 1]))
+    found = video_scores(p - 0.5, y, np.array([1, 2, 1, 1]))
     # Class 0: TP 2, FP 1, FN 0; class 1: TP 2; class 2: FP 1, FN 1.
     assert found["video_f1_micro"] == pytest.approx(100 * 8 / (8 + 2 + 1))
     assert found["video_f1_macro"] == pytest.approx(100 * (0.8 + 1 + 0) / 3)
@@ -284,7 +284,7 @@ def test_average_precision_lets_equal_scores_enter_together():
 
 def test_classes_that_are_neither_true_nor_predicted_do_not_count():
     y = np.array([[1, 0, 0, 0], [1, 0, 0, 0]])
-    scores = video_scores(np.array([[0.6, 0.1, 0, 0], [0.6, 0.7, 0, 0]]), y, np.ones(2))
+    scores = video_scores(np.array([[6.0, -1, -9, -9], [6, 7, -9, -9]]), y, np.ones(2))
     assert scores["video_f1_macro"] == pytest.approx(50)  # classes 0 (1) and 1 (0)
     assert scores["video_map"] == 100
 

@@ -57,7 +57,7 @@ class VideoParsing(Task):
     tokens also their class logits ``class_audio``, ``class_visual`` ``[b, C, C]``, which are the same for every sample and so
     are none of the ``fields`` that distillation and dark replay keep per sample. Targets: ``labels`` ``[b, C]`` (weak, all that
     training has) and, for validation and test, the dense ``audio`` and ``visual`` ``[b, C, T]`` and ``listed`` ``[b]``, the number
-    of labels in the file. Predictions: ``audio`` and ``visual`` ``[b, C, T]``, 0 or 1, and ``clip`` ``[b, C]``, the probability p.
+    of labels in the file. Predictions: ``audio`` and ``visual`` ``[b, C, T]``, 0 or 1, and ``clip`` ``[b, C]``, the logit of p.
 
     Args:
         data: LLP under a protocol.
@@ -131,9 +131,12 @@ class VideoParsing(Task):
         return parts
 
     def decode(self, outputs: Outputs) -> dict[str, Tensor]:
-        """Return per modality [P_m ≥ 0.5] ∧ [p ≥ 0.5] as uint8 ``[b, C, T]`` (tasks.md 2.6), and p as ``clip`` ``[b, C]``."""
-        clip = precise(outputs["clip"]).sigmoid()
-        in_video = clip[:, :, None] >= THRESHOLD
+        """Return per modality [P_m ≥ 0.5] ∧ [p ≥ 0.5] as uint8 ``[b, C, T]`` (tasks.md 2.6), and ``clip`` ``[b, C]``.
+
+        ``clip`` is the logit of p: probabilities of several classes may round to 1, and which is the largest would be lost.
+        """
+        clip = precise(outputs["clip"])
+        in_video = clip[:, :, None] >= 0
         marks = {name: ((outputs[name].transpose(1, 2) >= THRESHOLD) & in_video).byte() for name in MODALITIES}
         return {**marks, "clip": clip}
 
@@ -165,7 +168,7 @@ class VideoParsing(Task):
 
         def blank(like: Prediction) -> Prediction:
             marks = {name: np.zeros_like(like[name]) for name in MODALITIES}
-            return {**marks, "clip": np.zeros(len(self.labels), np.float32)}
+            return {**marks, "clip": np.full(len(self.labels), -1.0)}
 
         def always(like: Prediction) -> Prediction:
             prediction = blank(like)
@@ -174,7 +177,7 @@ class VideoParsing(Task):
 
         def everywhere(like: Prediction) -> Prediction:
             spread = np.repeat(np.asarray(like["labels"])[:, None], like["audio"].shape[1], axis=1)
-            return {**dict.fromkeys(MODALITIES, spread), "clip": np.asarray(like["labels"], np.float32)}
+            return {**dict.fromkeys(MODALITIES, spread), "clip": np.where(like["labels"], 1.0, -1.0)}
 
         predictors = {
             "nothing": blank,
