@@ -8,15 +8,33 @@ import pytest
 
 from avcl_core import plugins
 from avcl_core.config.run import DataOptions, WorldOptions
+from avcl_core.models.aligned import Aligned
 from avcl_core.running.provide import provide
 from avcl_core.testing import ToyRun, check_method, check_model, check_task, toy_task, toy_towers
 from avcl_core.testing.toy_tasks import TOY_TASKS
+from avcl_core.testing.toy_texts import ToyTexts
+from avcl_core.testing.toy_towers import aligned_towers
+from avcl_core.training.session_data import SessionData
 from shared_backbones import create
 
 SMALL = {"avs": {"width": 32, "mask_size": 64}}
 """Options of tasks whose published heads would take long; the contract is the same."""
-NARROW = {"avmoe": {"reduction": 2, "latents": 4}}
-"""Options of models whose defaults do not fit the toy towers' widths."""
+NARROW = {
+    "avmoe": {"reduction": 2, "latents": 4},
+    "coda_prompt": {"components": 12, "blocks": (0, 1), "modalities": ("visual", "audio")},
+    "cross_modal": {"adapter": {"reduction": 4, "latents": 4}},
+    "dualprompt": {"general_blocks": (0,), "expert_blocks": (1, 2), "modalities": ("visual", "audio")},
+    "l2p": {"modalities": ("visual", "audio")},
+    "php": {
+        "shallow": {"blocks": (0,), "latents": 4, "reduction": 4},
+        "mid": {"blocks": (1,), "dictionary": 16, "rows": 8, "depth": 1},
+        "deep": {"blocks": (2, 3), "length": 2, "pool_size": 2},
+    },
+    "s_prompts": {"modalities": ("visual", "audio")},
+}
+"""Options of models whose defaults do not fit the toy towers' widths and depths."""
+ROUTED = {"php": {"router": "centres"}}
+"""Options with which a model can do without the task."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -61,7 +79,30 @@ def test_tasks(name, worlds):
 def test_models(name):
     model = load("model", name)
     options = model.Config(**NARROW.get(name, {}))
-    check_model(model, toy_towers, {kind: toy_task(kind) for kind in TOY_TASKS}, options)
+    towers, tasks = surroundings(model)
+    check_model(model, towers, tasks, options)
+
+
+def surroundings(model):
+    """Return towers and tasks that a model can work with."""
+    tasks = {kind: toy_task(kind) for kind in TOY_TASKS}
+    return (
+        (aligned_towers, {**tasks, "texts": ToyTexts("texts")}) if issubclass(model, Aligned) else (toy_towers, tasks)
+    )
+
+
+@pytest.mark.parametrize("name", ["avmoe", "coda_prompt", "dualprompt", "l2p", "php", "s_prompts"])
+def test_models_where_the_task_is_hidden(name):
+    model = load("model", name)
+    options = model.Config(**NARROW[name], **ROUTED.get(name, {}))
+    assert "hidden" in model.needs(options).task_id
+    towers, tasks = surroundings(model)
+
+    def calibrate(method, stream, loader):
+        for experience in stream.experiences:
+            method.model.calibrate(experience, SessionData(loader, experience, 4, lambda: None))
+
+    check_model(model, towers, tasks, options, "hidden", calibrate)
 
 
 @pytest.mark.parametrize("name", registered("method")[0])

@@ -239,12 +239,11 @@ class Aligned(Model):
             means = {name: value.unflatten(0, (-1, frames)) for name, value in joint.items()}
             self._contrast(means["visual"].mean(1), self.text["contrast"](means["audio"]).mean(1), ctx)
         mix = self.options.text.adapter
-        seen = F.normalize(mix * self.text["visual"](joint["visual"]) + (1 - mix) * joint["visual"], dim=-1)
-        heard = F.normalize(joint["audio"], dim=-1)
+        seen = mix * self.text["visual"](joint["visual"]) + (1 - mix) * joint["visual"]
         scale = {name: self._text(name).scale for name in ("visual", "audio")}
         logits = {
-            "visual": scale["visual"] * seen @ self.seen_names(batch.task).T,
-            "audio": scale["audio"] * heard @ self.heard_names(batch.task).T,
+            "visual": scale["visual"] * cosines(seen, self.seen_names(batch.task)),
+            "audio": scale["audio"] * cosines(joint["audio"], self.heard_names(batch.task)),
         }
         return replace(found, similarity={n: value.unflatten(0, (-1, frames)) for n, value in logits.items()})
 
@@ -278,6 +277,8 @@ class Aligned(Model):
         """Return CLAP's normalised features ``[K, D]`` of "The sounds of …", encoded once."""
         known = self._heard.get(task)
         weight = next(self.towers["audio"].parameters())
+        if weight.is_meta:  # sizes are counted: what is encoded once is no part of a sample's cost
+            return weight.new_empty(len(self.tasks[task].texts), self.joint_width("audio"))
         if known is None or known.device != weight.device:
             texts = [f"The sounds of {spoken(name)}" for name in self.tasks[task].texts]
             with unmixed(weight):
@@ -286,8 +287,8 @@ class Aligned(Model):
 
     def _contrast(self, seen: Tensor, heard: Tensor, ctx: Ctx) -> None:
         """Add the two contrastive terms between clips' mean features ``[b, D]``, over the samples of all ranks (php.md 4.1)."""
-        rows = ctx.gather({"seen": F.normalize(seen, dim=-1), "heard": F.normalize(heard, dim=-1)})
-        logits = CONTRAST_SCALE * rows["heard"] @ rows["seen"].T
+        rows = ctx.gather({"seen": seen, "heard": heard})
+        logits = CONTRAST_SCALE * cosines(rows["heard"], rows["seen"])
         same = torch.arange(len(logits), device=logits.device)
         weights = self.options.contrast
         ctx.aux["audio to visual"] = weights.audio_to_visual * F.cross_entropy(logits, same)
@@ -297,6 +298,13 @@ class Aligned(Model):
         text = dict(self._towers())[name].text
         assert text is not None  # checked when the model is built
         return text
+
+
+def cosines(one: Tensor, other: Tensor) -> Tensor:
+    """Return the cosines ``[n, m]`` of vectors ``[n, D]`` and ``[m, D]``, at least in float32: they are scaled by up to 100."""
+    with unmixed(one):
+        dtype = torch.promote_types(torch.promote_types(one.dtype, other.dtype), torch.float32)
+        return F.normalize(one.to(dtype), dim=-1) @ F.normalize(other.to(dtype), dim=-1).T
 
 
 def clip_adapter(width: int, reduction: int) -> nn.Module:
