@@ -28,7 +28,9 @@ def remembering(method=DarkReplay, options=None, model_options=None, **kinds):
     bench = Bench(points(method, options, model_options, **kinds))
     first, second = bench.toy.stream.experiences[:2]
     bench.begin(first)
+    bench.model.train()
     bench.end(first)
+    assert bench.model.heads[first.task].drop.training
     bench.begin(second)
     group = bench.method.memory.groups[first.name]
     stored = {n: torch.stack([e.stored[n] for e in group]) for n in group[0].stored}

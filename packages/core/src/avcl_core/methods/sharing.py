@@ -167,16 +167,15 @@ class Averages(Settling):
 
     def __init__(self, live: Mapping[str, nn.Parameter], decay: float) -> None:
         super().__init__()
-        self.live, self.decay, self.moving = dict(live), decay, False
+        self.live, self.decay = dict(live), decay
         for name, parameter in self.live.items():
             self.register_buffer(_plain(name), parameter.detach().clone())
 
     @torch.no_grad()
     def settle(self, collective: Collective) -> None:
         """Take in the parameters once; they are the same on all ranks."""
-        if self.moving:
-            for name, parameter in self.live.items():
-                self.get_buffer(_plain(name)).mul_(self.decay).add_(parameter, alpha=1 - self.decay)
+        for name, parameter in self.live.items():
+            self.get_buffer(_plain(name)).mul_(self.decay).add_(parameter, alpha=1 - self.decay)
 
     @torch.no_grad()
     def restart(self) -> None:
@@ -192,7 +191,8 @@ class Averages(Settling):
 class MovingAverage(OldTensors):
     """Old experiences are predicted with a moving average of the shared parameters, the current one with the latest.
 
-    The average begins as what the first experience leaves, since before there is no old task, and moves with every step after.
+    The average that predicts begins as what the first experience leaves, since before there is no old task, and takes in every step
+    after; what it took in during the first experience is dropped then.
     """
 
     def __init__(self, model: Model, options: SharingOptions) -> None:
@@ -208,7 +208,7 @@ class MovingAverage(OldTensors):
         return (*patterns, AVERAGE)
 
     def begin(self, experience: Experience) -> None:
-        """Let the average move, from the second experience on.
+        """Note which experience is current.
 
         Raises:
             ConfigError: the model creates shared parameters as it grows, which would have no average.
@@ -219,7 +219,6 @@ class MovingAverage(OldTensors):
                 f"method.shared=ema: {added[0]} was created after the model was built; use another policy"
             )
         self.current = experience.name
-        self.averages.moving = bool(self.learnt)
 
     def finish(self, experience: Experience) -> None:
         """Begin the average with what the first experience left."""
@@ -238,7 +237,6 @@ class MovingAverage(OldTensors):
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state` returned."""
         self.learnt, self.current = list(state["learnt"]), state["current"]
-        self.averages.moving = bool(set(self.learnt) - {self.current})
 
 
 class NearPrevious(Sharing):
