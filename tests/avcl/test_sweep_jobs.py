@@ -46,7 +46,7 @@ class Launcher:
         self.reported: list[list[Path]] = []
         monkeypatch.setattr("avcl.report.page.render_comparison", self.report)
 
-    def report(self, folders: list[Path], out: Path) -> Path:
+    def report(self, folders: list[Path], out: Path, plan: list) -> Path:
         self.reported.append(folders)
         return out
 
