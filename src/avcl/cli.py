@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-config_app = typer.Typer(help="Show configurations.", no_args_is_help=True, rich_markup_mode=None)
+config_app = typer.Typer(help="Show and import configurations.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.add_typer(weights_app, name="weights")
 app.add_typer(config_app, name="config")
@@ -282,6 +282,32 @@ def config_show(
     for kind in ("model", "method"):
         record[kind] = {"name": record[kind]["name"], **json.loads(getattr(parts, kind).model_dump_json())}
     print(json.dumps(record, indent=1) if as_json else yaml.safe_dump(record, sort_keys=False).rstrip("\n"))
+
+
+@config_app.command("import")
+def config_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE.json", help="Configuration of PHP's authors.")],
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT.yaml]", help="By default FILE.yaml beside it.")] = None,
+    protocol: Annotated[str, typer.Option(help="clean, or paper: evaluate as PHP's paper does.")] = "clean",
+) -> None:
+    """Write the JSON configuration of PHP's authors as a configuration of ours.
+
+    Prints what becomes of every key, and which ones are ignored and why. A key that is not in their files is an error.
+    Example: avcl config import ave_llp_avqa.json && avcl run ave_llp_avqa.yaml
+    """
+    from avcl.php_json.imported import base_of, import_config
+    from avcl_core.errors import ConfigError
+
+    out = file.with_suffix(".yaml") if out is None else out
+    if out.exists():
+        raise ConfigError(f"{out}: exists already; name another file, or remove it")
+    found = import_config(file, base_of(protocol))
+    out.write_text(found.yaml(), "utf-8")
+    for line in sorted(found.lines, key=lambda line: not line.acts):
+        print(line)
+    print(f"wrote {out}: avcl run {out}")
+    for hint in found.hints:
+        print(hint.replace("CONFIG", str(out)))
 
 
 def _print_size(arguments: list[str] | None, as_json: bool) -> None:

@@ -1,0 +1,1 @@
+"""Imports the JSON configuration of PHP's authors (php.md, appendix A)."""
