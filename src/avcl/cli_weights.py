@@ -114,7 +114,7 @@ def pretrain(
     workers: Annotated[int, typer.Option(min=1, help="Processes that compose.")] = 2,
 ) -> None:
     """Rebuild the embedded tiny weights on procedural classes that no task uses."""
-    from avcl.pretraining import TOWERS, Recipe, rebuild
+    from avcl.pretraining import TOWERS, rebuild, recipe_of
     from avcl_core.errors import ConfigError, nearest
 
     names = towers or list(TOWERS)
@@ -122,4 +122,4 @@ def pretrain(
         if name not in TOWERS:
             raise ConfigError(f"tower {name!r} has no tiny weights{nearest(name, TOWERS)}")
     given = {key: value for key, value in {"scenes": scenes, "epochs": epochs}.items() if value is not None}
-    rebuild(names, Recipe(**given), workers, out)
+    rebuild({name: recipe_of(name, **given) for name in names}, workers, out)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 import shared_backbones
 from avcl_core.data.pool import run_jobs
+from avcl_core.prompts.context import ClassPrompts, spoken
 from avcl_core.seeding import derive, torch_generator
 from avcl_core.world.composer import SceneBuilder, other_classes
 from avcl_core.world.procedural import procedural
@@ -30,6 +32,8 @@ RATE = 32_000
 SECONDS = 2
 PIXELS = 96
 GRID = 8
+CONTEXT = 4
+"""Context vectors in front of a name, as many as PHP learns."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,22 @@ class Recipe:
     Attributes:
         scenes: two-second scenes to learn from; each gives two frames and two one-second sounds.
         held_out: scenes of unseen sprites and sounds, on which the reported score is measured.
+        classes: classes of the pretraining bank.
+        augment: whether images are mirrored, moved by whole tokens and coloured anew at each look.
     """
 
     scenes: int = 6000
     held_out: int = 400
+    classes: int = 32
+    augment: bool = False
     epochs: int = 10
     batch: int = 64
     lr: float = 2e-3
     seed: int = 0
+
+
+RECIPES = {"clip_vit": Recipe(classes=64, epochs=30, augment=True), "clap": Recipe(classes=64, epochs=12)}
+"""What differs from the default: names of classes are made of two words, and a text side meets each word in four names."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +81,15 @@ class Corpus:
 def compose(recipe: Recipe, split: str, workers: int) -> Corpus:
     """Compose the corpus of a split of the pretraining bank."""
     count = recipe.scenes if split == "train" else recipe.held_out
-    jobs = [(recipe.seed, split, index) for index in range(count)]
+    jobs = [(recipe.seed, recipe.classes, split, index) for index in range(count)]
     found = dict(run_jobs(_scene, jobs, workers))
     parts = [np.concatenate([found[i][part] for i in range(count)]) for part in range(4)]
     return Corpus(*parts)
 
 
-def _scene(job: tuple[int, str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    seed, split, index = job
-    bank = procedural(family="pretrain")
+def _scene(job: tuple[int, int, str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    seed, classes, split, index = job
+    bank = procedural("pretrain", classes)
     rng = rng_for(seed, "pretraining", split, index)
     builder = SceneBuilder(bank, split, rng, seconds=SECONDS, size=PIXELS)
     for cls in other_classes(rng, bank.classes, int(rng.integers(1, 3))):
@@ -108,9 +120,9 @@ def pretrain(
     torch.manual_seed(derive(recipe.seed, "pretraining", name))
     tower = shared_backbones.create(name, size="tiny", pretrained=False, seed=recipe.seed)
     tower.set_trainable(True)
-    classes = procedural(family="pretrain").classes
+    classes = procedural("pretrain", recipe.classes).classes
     reading = nn.Linear(tower.info.width, len(classes) + 1)
-    names = _Names(tower.text, classes) if tower.text is not None else None
+    names = _Names(tower.info.modality, tower.text, classes) if tower.text is not None else None
     parameters = [*tower.net.parameters(), *reading.parameters(), *(names.parameters() if names else ())]
     inputs, shares = _features(tower, train)
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.05)
@@ -138,18 +150,26 @@ def pretrain(
 
 
 class _Names(nn.Module):
-    """Scaled cosine between inputs and the names of the classes (Radford et al. 2021), and a bias for none of them."""
+    """Scaled cosine between inputs and the names of the classes (Radford et al. 2021), and a bias for none of them.
 
-    def __init__(self, text: TextEncoder, classes: Sequence[str]) -> None:
+    Names stand in the sentences in which PHP will use them: behind vectors of context that mean nothing yet for images, after "The
+    sounds of" for sounds (php.md 3.7).
+    """
+
+    def __init__(self, modality: str, text: TextEncoder, classes: Sequence[str]) -> None:
         super().__init__()
         self.text = text
-        self.ids = text.crop(text.tokenize([name.replace("-", " ") for name in classes]))
+        self.prompts = ClassPrompts(text, classes, CONTEXT) if modality == "visual" else None
+        self.ids = text.crop(text.tokenize([f"The sounds of {spoken(name)}" for name in classes]))
         self.scale = nn.Parameter(torch.tensor(2.3))
         self.none = nn.Parameter(torch.zeros(1))
 
     def forward(self, joint: Tensor) -> Tensor:
         """Return logits ``[B, classes + 1]`` of inputs ``[B, D]`` in the joint space."""
-        names = self.text.forward_embeddings(self.text.token_embeddings(self.ids), self.ids)
+        if self.prompts is None:
+            names = self.text.forward_embeddings(self.text.token_embeddings(self.ids), self.ids)
+        else:
+            names = self.prompts.encode(0.02 * torch.randn(CONTEXT, self.text.width))
         cosine = nn.functional.normalize(joint, dim=-1) @ nn.functional.normalize(names, dim=-1).T
         return torch.cat([self.scale.exp() * cosine, self.none.expand(len(joint), 1)], 1)
 
@@ -181,8 +201,21 @@ def _features(tower: Tower, corpus: Corpus) -> tuple[Tensor, Tensor]:
 
 def _batches(inputs: Tensor, labels: Tensor, recipe: Recipe, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(inputs), generator=torch_generator(recipe.seed, "order", epoch))
+    generator = torch_generator(recipe.seed, "augment", epoch)
     for rows in order.split(recipe.batch):
-        yield inputs[rows], labels[rows]
+        yield _augmented(inputs[rows], labels[rows], generator) if recipe.augment else (inputs[rows], labels[rows])
+
+
+def _augmented(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images ``[n, 3, S, S]`` and labels ``[n, N, classes]`` mirrored, rolled by whole tokens, with contrast and tint redrawn."""
+    count, edge = len(images), math.isqrt(labels.shape[1])
+    cells, step = labels.unflatten(1, (edge, edge)), images.shape[-1] // edge
+    mirror = (torch.rand(count, generator=generator) < 0.5).view(-1, 1, 1, 1)
+    images, cells = torch.where(mirror, images.flip(3), images), torch.where(mirror, cells.flip(2), cells)
+    down, right = torch.randint(0, edge, (2,), generator=generator).tolist()
+    images, cells = images.roll((down * step, right * step), (2, 3)), cells.roll((down, right), (1, 2))
+    contrast, tint = 0.2 * torch.randn(2, count, 3, 1, 1, generator=generator)
+    return images * (1 + contrast) + tint, cells.flatten(1, 2)
 
 
 def _tokens(tower: Tower, inputs: Tensor) -> Tensor:
@@ -202,16 +235,24 @@ def _quality(tower: Tower, reading: nn.Module, corpus: Corpus, classes: int) -> 
     return float(average_precision_score((share.amax(1) > 0.1).numpy(), scores.numpy(), average="macro"))
 
 
+def recipe_of(name: str, **changes: int) -> Recipe:
+    """Return a tower's recipe, with what is to be different from it."""
+    return replace(RECIPES.get(name, Recipe()), **changes)
+
+
 def rebuild(
-    towers: Sequence[str], recipe: Recipe, workers: int, out: Path | None, say: Callable[[str], None] = print
+    recipes: Mapping[str, Recipe], workers: int, out: Path | None, say: Callable[[str], None] = print
 ) -> list[Path]:
-    """Compose the corpus, pretrain ``towers`` and store them with provenance; the package's own folder by default."""
-    say(f"composing {recipe.scenes} scenes")
-    train, held_out = compose(recipe, "train", workers), compose(recipe, "test", workers)
-    digest = hashlib.sha256(train.pictures.tobytes() + train.sounds.tobytes()).hexdigest()
-    written = []
-    for name in towers:
+    """Compose the corpora, pretrain the towers and store them with provenance; the package's own folder by default."""
+    written, corpora = [], {}
+    for name, recipe in recipes.items():
+        wanted = recipe.scenes, recipe.held_out, recipe.classes, recipe.seed
+        if wanted not in corpora:
+            say(f"composing {recipe.scenes} scenes of {recipe.classes} classes")
+            corpora = {wanted: (compose(recipe, "train", workers), compose(recipe, "test", workers))}
+        train, held_out = corpora[wanted]
         tower, provenance = pretrain(name, recipe, train, held_out, say)
+        digest = hashlib.sha256(train.pictures.tobytes() + train.sounds.tobytes()).hexdigest()
         provenance |= {"command": f"avcl weights pretrain {name}", "corpus_sha256": digest}
         written.append(shared_backbones.save_embedded(tower, out, json.loads(json.dumps(provenance))))
         say(f"{name}: written to {written[-1]}")

@@ -66,3 +66,16 @@ def test_removing_a_key_leaves_the_others_in_order(keys):
 def test_coordinates_are_kept_apart():
     assert len({derive("a", "bc"), derive("ab", "c"), derive("abc"), derive("a", "b", "c")}) == 4
     assert 0 <= derive(1) < 2**63
+
+
+@pytest.mark.parametrize(("passes", "epochs"), [(2, 8), (1, 3), (3, 2), (8, 8)])
+def test_an_experience_is_gone_through_as_often_as_it_says(passes, epochs):
+    both = session(17, 5)
+    name = both.experiences[0].name
+    plans = [epoch_plan(both, 0, epoch, 4, 1, epochs, {name: passes}) for epoch in range(epochs)]
+    seen = [[k for p in plan if p.experience.name == name for k in p.keys] for plan in plans]
+    other = [k for plan in plans for p in plan if p.experience.name != name for k in p.keys]
+    assert sorted(k for part in seen for k in part) == sorted([*both.experiences[0].train] * passes)
+    assert sorted(other) == sorted([*both.experiences[1].train] * epochs)
+    assert max(map(len, seen)) - min(map(len, seen)) <= 1
+    assert passes != epochs or plans == [epoch_plan(both, 0, epoch, 4) for epoch in range(epochs)]

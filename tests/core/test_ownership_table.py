@@ -32,7 +32,7 @@ def test_a_trainable_tensor_without_an_owner_is_refused():
 
 @pytest.mark.parametrize("owner", ["", "task", "task:", "tasks:a", "Shared", "head"])
 def test_owners_of_another_form_are_refused(owner):
-    with pytest.raises(ValueError, match="expected shared, router"):
+    with pytest.raises(ValueError, match="expected shared, shared:<part>, router"):
         own(nn.Linear(1, 1), owner)
 
 

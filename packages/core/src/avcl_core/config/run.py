@@ -99,6 +99,8 @@ class TowerOptions(Options):
         size: ``full`` or ``tiny``.
         variant: a published size; ``null`` for the first.
         checkpoint: converted weights, or a file in the authors' layout. The tiny size has its own.
+        tokenizer: vocabulary of the text side, full size only: ``bpe_simple_vocab_16e6.txt.gz`` for CLIP, a folder with
+            vocab.json and merges.txt for CLAP. With random weights a stand-in takes its place.
         random: full size with random weights, to measure speed and memory.
         tile: audio only: how often each second is repeated before the front end; ``clip``: as often as a clip has seconds.
     """
@@ -107,6 +109,7 @@ class TowerOptions(Options):
     size: Literal["full", "tiny"] = "tiny"
     variant: str | None = None
     checkpoint: Path | None = None
+    tokenizer: Path | None = None
     random: bool = False
     tile: PositiveInt | Literal["clip"] = 1
 
@@ -118,6 +121,8 @@ class TowerOptions(Options):
             )
         if self.size == "tiny" and self.random:
             raise ValueError("random: true is for size full; the tiny size has pretrained weights")
+        if self.tokenizer is not None and (self.size == "tiny" or self.random):
+            raise ValueError("tokenizer belongs to pretrained weights of size full; leave it out")
         return self
 
 
@@ -129,13 +134,13 @@ _TOWERS: dict[Literal["visual", "audio"], TowerOptions] = {
 
 Modality = Literal["visual", "audio"]
 
+Reference = Literal["single", "joint"]
+
 
 class FabricOptions(Options):
     """Where the run computes, as Lightning Fabric takes it."""
 
     accelerator: Literal["auto", "cpu", "cuda", "gpu"] = "auto"
-Reference = Literal["single", "joint"]
-
     devices: PositiveInt = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
@@ -149,13 +154,13 @@ class RunOptions(Options):
         model, method: ``name`` of the plug-in, and its own options.
         modalities: what the run sees; in place of another one the model puts its stand-in (silence, the mean image). A control.
         init: task → another run (or one of its checkpoints) whose head its head starts from.
+        references: methods by which ``avcl run`` also trains the same configuration, to judge the run by them: ``single``, a model per
+            experience, and ``joint``, one session over all; the run itself does not depend on them.
         label: what a table calls runs of this configuration (a variant of a sweep plan); results do not depend on it.
         seed: coordinate of every draw.
         workers: loader processes; results do not depend on it.
         threads: CPU threads per process; ``null`` for torch's choice. Bits depend on it.
         runs: folder for run folders.
-        references: methods by which ``avcl run`` also trains the same configuration, to judge the run by them: ``single``, a model per
-            experience, and ``joint``, one session over all; the run itself does not depend on them.
     """
 
     stream: StreamOptions
@@ -168,26 +173,18 @@ class RunOptions(Options):
     fabric: FabricOptions = FabricOptions()
     modalities: tuple[Modality, ...] = ("visual", "audio")
     init: dict[str, Path] = Field(default_factory=dict)
+    references: tuple[Reference, ...] = ()
     label: str | None = Field(default=None, min_length=1)
     seed: NonNegativeInt = 0
     workers: NonNegativeInt = 0
     threads: PositiveInt | None = None
     runs: Path = Path("runs")
-    references: tuple[Reference, ...] = ()
 
     @field_validator("modalities", mode="before")
     @classmethod
     def _modalities(cls, value: Any) -> Any:
         return modality_names(value)
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of everything that results depend on: not workers, places, label, references or commit intervals.
-
-        Data have digests of their own.
-        """
-        places: Any = {
-            "workers": True,
     @field_validator("references")
     @classmethod
     def _references(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
@@ -199,14 +196,22 @@ class RunOptions(Options):
                 raise ValueError(f"{name} is the method of the run itself; leave it out (references=[])")
         return value
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that results depend on: not workers, places, label, references or commit intervals.
+
+        Data have digests of their own.
+        """
+        places: Any = {
+            "workers": True,
             "runs": True,
             "label": True,
+            "references": True,
             "init": True,
             "data": {"root": True, "world": {"images", "sounds", "folder"}},
-            "towers": {name: {"checkpoint"} for name in self.towers},
+            "towers": {name: {"checkpoint", "tokenizer"} for name in self.towers},
         }
         record = self.model_dump(mode="json", exclude=places)
-            "references": True,
         del record["training"]["checkpoint_every"]
         record["init"] = sorted(self.init)
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
@@ -288,6 +293,9 @@ def paths_below(options: RunOptions, folder: Path) -> RunOptions:
             update={name: absolute(getattr(world, name)) for name in ("images", "sounds", "folder")}
         )
     data = options.data.model_copy(update={"root": folder / options.data.root, "world": world})
-    towers = {n: t.model_copy(update={"checkpoint": absolute(t.checkpoint)}) for n, t in options.towers.items()}
+    files = ("checkpoint", "tokenizer")
+    towers = {
+        n: t.model_copy(update={name: absolute(getattr(t, name)) for name in files}) for n, t in options.towers.items()
+    }
     init = {name: folder / path for name, path in options.init.items()}
     return options.model_copy(update={"data": data, "towers": towers, "init": init})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from avcl_core.errors import ConfigError
@@ -18,14 +19,24 @@ class Portion:
     keys: tuple[str, ...]
 
 
-def epoch_plan(session: Session, seed: int, epoch: int, batch_size: int, least: int = 1) -> list[Portion]:
+def epoch_plan(
+    session: Session,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    least: int = 1,
+    epochs: int = 1,
+    passes: Mapping[str, int] | None = None,
+) -> list[Portion]:
     """Return the steps of an epoch.
 
     Every training sample of every experience of the session occurs once; the batches of several experiences alternate
-    in random order.
+    in random order. An experience that ``passes`` names is gone through that often in all epochs together, in equal parts.
 
     Args:
         least: smallest size of a last, ragged batch (the number of ranks); a smaller one joins the batch before it.
+        epochs: epochs of the session, for ``passes``.
+        passes: experience → how often its samples are seen in the session; as often as there are epochs by default.
 
     Raises:
         ConfigError: an experience has fewer than ``least`` training samples, or a batch is smaller than ``least``.
@@ -34,7 +45,7 @@ def epoch_plan(session: Session, seed: int, epoch: int, batch_size: int, least: 
         raise ConfigError(f"training.batch_size is {batch_size}; {least} ranks need at least one sample each")
     portions: list[tuple[int, Portion]] = []
     for experience in session.experiences:
-        keys = ordered(experience.train, seed, "order", experience.name, epoch)
+        keys = _part(experience, seed, epoch, epochs, (passes or {}).get(experience.name, epochs))
         if len(keys) < least:
             raise ConfigError(
                 f"experience {experience.name} has {len(keys)} training samples; at least {least} are needed, one per rank"
@@ -46,6 +57,17 @@ def epoch_plan(session: Session, seed: int, epoch: int, batch_size: int, least: 
             rank = derive(seed, "alternate", experience.name, epoch, begin)
             portions.append((rank, Portion(experience, tuple(keys[begin:end]))))
     return [portion for _, portion in sorted(portions, key=lambda entry: entry[0])]
+
+
+def _part(experience: Experience, seed: int, epoch: int, epochs: int, passes: int) -> list[str]:
+    """The keys of an epoch: its share of ``passes`` shuffled passes, one behind the other."""
+    count = len(experience.train)
+    begin, end = (edge * passes * count // epochs for edge in (epoch, epoch + 1))
+    found: list[str] = []
+    for number in range(begin // count if count else 0, -(-end // count) if count else 0):
+        keys = ordered(experience.train, seed, "order", experience.name, number)
+        found += keys[max(0, begin - number * count) : end - number * count]
+    return found
 
 
 def shards(count: int, parts: int) -> list[range]:

@@ -20,7 +20,7 @@ from avcl_core.training.checkpoint import TRAINED, Checkpoint, CheckpointStore
 from avcl_core.training.loader import Loader
 from avcl_core.training.optimizers import NamedOptimizer
 from avcl_core.training.options import TrainingOptions
-from avcl_core.training.order import epoch_plan
+from avcl_core.training.order import Portion, epoch_plan
 from avcl_core.training.position import Best, Position
 from avcl_core.training.preemption import Preemption
 from avcl_core.training.recorder import Recorder
@@ -171,11 +171,11 @@ class Trainer:
         self._pause()
 
     def _train(self, session: Session, method: Method) -> None:
-        stepper, plan_length = self._prepare_training(session, method)
+        stepper, lengths = self._prepare_training(session, method)
         for epoch in range(self.at.epoch, self.options.epochs):
             if self.best.exhausted(epoch, self.options.patience):
                 break
-            plan = epoch_plan(session, self.seed, epoch, self.options.batch_size, self.collective.world)
+            plan = self._plan(session, epoch)
             augment = (self.seed, "augment", session.index, epoch)
             todo = plan[self.at.step :]
             requests = [stepper.my_requests(portion, augment) for portion in todo]
@@ -186,7 +186,7 @@ class Trainer:
                     [next(batches) for _ in group],
                     len(portion.keys),
                     (self.seed, "step", session.index, epoch, step),
-                    epoch * plan_length + step,
+                    sum(lengths[:epoch]) + step,
                 )
                 if step % self.options.log_every == 0:
                     parts = _summed(self.collective.join({name: float(value) for name, value in loss.items()}))
@@ -232,12 +232,12 @@ class Trainer:
         self.preemption.requested = self.preemption.requested or "another rank"
         return True
 
-    def _prepare_training(self, session: Session, method: Method) -> tuple[Stepper, int]:
+    def _prepare_training(self, session: Session, method: Method) -> tuple[Stepper, list[int]]:
         live = self._set_trainable(session, method)
-        length = len(epoch_plan(session, self.seed, 0, self.options.batch_size, self.collective.world))
+        lengths = [len(self._plan(session, epoch)) for epoch in range(self.options.epochs)]
         owners = Owners(method.model)
         self.optimizers = {
-            name: NamedOptimizer(groups, owners, self.options, length * self.options.epochs)
+            name: NamedOptimizer(groups, owners, self.options, sum(lengths))
             for name, groups in method.optimizers(session).items()
         }
         self._refuse_unoptimised(method, owners)
@@ -256,7 +256,12 @@ class Trainer:
             self.seed,
             self.autocast,
         )
-        return stepper, length
+        return stepper, lengths
+
+    def _plan(self, session: Session, epoch: int) -> list[Portion]:
+        passes = {e.name: self.all_options.of({e.task}).epochs for e in session.experiences}
+        size, world = self.options.batch_size, self.collective.world
+        return epoch_plan(session, self.seed, epoch, size, world, self.options.epochs, passes)
 
     def _refuse_unoptimised(self, method: Method, owners: Owners) -> None:
         taken = {name for optimizer in self.optimizers.values() for name in optimizer.names}
