@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from avcl.sweep_plan import load_sweep
 from avcl_core.config.load import read
+from avcl_core.config.presets import find_config
 from avcl_core.config.run import load_run
+from avcl_core.plugins import load
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(
@@ -20,3 +23,61 @@ def test_shipped_configuration(path):
     folders = ["data.world.images=MNIST", "data.world.sounds=FSDD"] if "digits" in path.stem else []
     options, parts = load_run(read(path, folders))
     assert set(parts.tasks) == set(options.stream.tasks)
+
+
+PHP_STREAMS = {
+    "php": ("ave", "avvp", "avs", "avqa"),
+    "php_reversed": ("avqa", "avs", "avvp", "ave"),
+    "php_ave_avvp_avqa": ("ave", "avvp", "avqa"),
+    "php_ave_avqa_avvp": ("ave", "avqa", "avvp"),
+    "php_paper": ("ave", "avvp", "avs", "avqa"),
+}
+
+
+@pytest.mark.parametrize("name", PHP_STREAMS)
+def test_php_as_published(name):
+    """Streams of php.md 1.2 and 2.1 with the model of 3 and the optimisation of 4.3."""
+    options, parts = load_run(read(find_config(name, "avcl")))
+    paper = name == "php_paper"
+    assert options.stream.tasks == PHP_STREAMS[name]
+    assert (options.stream.protocol, options.training.selection) == (("paper", "last") if paper else ("clean", "best"))
+    assert parts.tasks["avvp"].evaluation == ("video_level" if paper else "parsing")
+    assert parts.tasks["avqa"].annotations == "original"
+    # The defaults of the model are the published sizes.
+    assert parts.model == load("model", "php").Config()
+    training = options.training
+    assert (training.epochs, training.batch_size, training.micro_batch, training.lr) == (10, 2, None, 3e-4)
+    assert (training.optimizer, training.weight_decay, training.clip, training.warmup) == ("adam", 1e-5, 0.5, 0)
+    assert (training.schedule, training.schedule_by, training.lr_min) == ("cosine", "epoch", 1e-6)
+    assert not training.tasks
+    assert {n: (t.name, t.size, t.variant, t.tile) for n, t in options.towers.items()} == {
+        "visual": ("clip_vit", "full", "b32", 1),
+        "audio": ("clap", "full", None, 10),
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "name"), [("ave", "ave_php"), ("avvp", "avvp_php"), ("avs", "avs_s4_php"), ("avqa", "avqa_php")]
+)
+def test_a_task_alone_has_the_model_and_recipe_of_php_s_stream(task, name):
+    """The upper bound of a stream is the same model, head, towers and data by itself (php.md 1.2, item 2)."""
+    stream, whole = load_run(read(find_config("php", "avcl")))
+    options, parts = load_run(read(find_config(name, f"avcl_{task}")))
+    assert (options.stream.tasks, parts.tasks[task], parts.model) == ((task,), whole.tasks[task], whole.model)
+    for part in ("data", "towers", "method", "training"):
+        assert getattr(options, part) == getattr(stream, part), part
+    # On the embedded world only the sizes must be the same; how long a task trains there is its own matter.
+    stream, whole = load_run(read(find_config("php_embedded", "avcl")))
+    options, parts = load_run(read(find_config(f"{name}_embedded", f"avcl_{task}")))
+    assert (options.stream.tasks, parts.model, options.towers) == ((task,), whole.model, stream.towers)
+    ours, theirs = parts.tasks[task], whole.tasks[task]
+    assert ours.head == theirs.head
+    assert task != "avs" or ours == theirs
+
+
+def test_ablations_of_php_are_different_models():
+    """Every variant of the plan is a valid configuration of its own, none by accident that of another."""
+    sweep = load_sweep(find_config("php_ablations", "avcl", "sweeps"), seeds=[0])
+    assert len(sweep.todo) == len(sweep.runs) == len(sweep.plan.variants)
+    models = [load_run(read(run.path, run.overrides))[1].model for run in sweep.runs]
+    assert all(a != b for i, a in enumerate(models) for b in models[:i])
