@@ -100,9 +100,9 @@ def test_prediction_sees_no_targets_and_no_hidden_experience(user, folder):
     toy, seen_batches = USERS[user], []
 
     class Spy(toy.method):
-        def predict(self, batch, trace=None):
+        def predict(self, batch, trace=None, without=frozenset()):
             seen_batches.append(batch)
-            return super().predict(batch, trace)
+            return super().predict(batch, trace, without)
 
     replace(toy, method=Spy).trainer(folder).run()
     hidden = toy.task_id == "hidden"

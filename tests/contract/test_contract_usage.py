@@ -35,9 +35,10 @@ class Watched(Finetune):
         super().__init__(*arguments)
         self.heard = []
 
-    def predict(self, batch, trace=None):
-        self.heard.append((batch.keys, trace is not None))
-        return super().predict(batch, trace)
+    def predict(self, batch, trace=None, without=frozenset()):
+        if not without:  # a control pass tells nothing
+            self.heard.append((batch.keys, trace is not None))
+        return super().predict(batch, trace, without)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,13 @@ def test_groups_hold_the_samples_that_the_task_puts_there(finished):
     assert {name: g["samples"] for name, g in groups.items()} == {name: len(rows) for name, rows in found.items()}
     for name, rows in found.items():
         assert groups[name]["total"]["visual"]["gates"] == pytest.approx(torch.cat(rows).mean(0).tolist(), rel=1e-4)
+
+
+def test_the_last_row_has_the_model_without_its_adapters_as_a_control(finished):
+    _, _, folder, _ = finished
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    told = {(row["row"], "this model without its adapters" in row["controls"]) for row in rows}
+    assert told == {("classes0", False), ("labels0", True)}
 
 
 def test_nobody_listens_but_at_tests(finished):

@@ -64,6 +64,8 @@ def test_closed_gates_equal_no_site_bit_for_bit_and_open_ones_do_not(name, reads
             gate.gate.fill_(0.1)
         if gates:
             assert not torch.equal(plain, walked(name, tower, sites, Ctx()))
+            assert not torch.equal(plain, walked(name, tower, sites, Ctx(without=frozenset({"prefix"}))))
+            assert torch.equal(plain, walked(name, tower, sites, Ctx(without=frozenset({"add"}))))
 
 
 class Rows(nn.Module):

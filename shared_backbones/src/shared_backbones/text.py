@@ -133,5 +133,7 @@ class RobertaText(TextEncoder):
         positions = keep.cumsum(1) * keep + pad
         # Additive and of four axes, so that the library need not look at its values: tensors without any have shapes only.
         mask = torch.zeros_like(keep, dtype=embeddings.dtype).masked_fill(~keep, torch.finfo(embeddings.dtype).min)
-        pooled = model(inputs_embeds=embeddings, attention_mask=mask[:, None, None], position_ids=positions).pooler_output
+        pooled = model(
+            inputs_embeds=embeddings, attention_mask=mask[:, None, None], position_ids=positions
+        ).pooler_output
         return self._net.text_projection(pooled)

@@ -45,7 +45,9 @@ def stand_in_vocabulary(start: int, end: int, pad: int, size: int) -> Vocabulary
         found = zlib.crc32(word.encode()) % size
         return found if found not in special else identify(word + "'")
 
-    return Vocabulary(lambda text: [identify(w) for w in re.findall(r"\w+|[^\w\s]", text.lower())], start, end, pad, size)
+    return Vocabulary(
+        lambda text: [identify(w) for w in re.findall(r"\w+|[^\w\s]", text.lower())], start, end, pad, size
+    )
 
 
 def clip_vocabulary(path: str | Path) -> Vocabulary:

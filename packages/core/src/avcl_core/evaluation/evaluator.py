@@ -17,6 +17,7 @@ from avcl_core.stream import Experience
 from avcl_core.task import Prediction, Task
 from avcl_core.trace import Trace
 from avcl_core.training.loader import Loader
+from avcl_core.walk import Place
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,18 @@ class Evaluator:
         split: str,
         counter: UsageCounter | None = None,
         means: FeatureMeans | None = None,
+        without: frozenset[Place] = frozenset(),
     ) -> dict[str, Prediction]:
         """Return key → decoded prediction for a split, in key order of the experience.
 
-        ``counter`` and ``means`` take what this rank's traces heard.
+        ``counter`` and ``means`` take what this rank's traces heard; at the places ``without`` no module acts.
         """
         mine = experience.keys(split)[self.collective.rank :: self.collective.world]
         found: dict[str, Prediction] = {}
         for batch in self.loader.batches(experience, split, self.size, mine):
             self.check()
             trace = Trace(means is not None) if counter is not None or means is not None else None
-            decoded = method.predict(batch.question(self.hidden), trace)
+            decoded = method.predict(batch.question(self.hidden), trace, without)
             if counter is not None and trace is not None:
                 counter.add(trace, batch.keys)
             if means is not None and trace is not None:
@@ -83,12 +85,19 @@ class Evaluator:
         return {key: merged[key] for key in experience.keys(split)}
 
     def evaluate(
-        self, method: Method, task: Task, experience: Experience, split: str, features: bool = False
+        self,
+        method: Method,
+        task: Task,
+        experience: Experience,
+        split: str,
+        features: bool = False,
+        ablate: bool = False,
     ) -> Evaluation:
         """Predict and score a split; controls are trivial predictors and the predictions dealt out to other samples.
 
         Args:
             features: whether to return the towers' mean final features beside the predictions.
+            ablate: whether the controls include the trained model without its prompts and without its adapters.
 
         Raises:
             RunError: features are asked of a model that tells none.
@@ -101,6 +110,9 @@ class Evaluator:
         controls = task.controls(self.loader.targets(experience, "train"), targets)
         if _vary(targets):  # where every sample has the same truth, dealing predictions out changes nothing
             controls["shuffled predictions"] = task.score(_dealt(predictions), targets)
+        for name, places in method.model.removable().items() if ablate else ():
+            left = self.predict(method, experience, split, without=places)
+            controls[f"this model without its {name}"] = task.score(left, targets)
         shown = ordered(predictions, "examples")[:COUNT]
         examples = task.examples(
             {key: predictions[key] for key in shown}, {key: targets[key] for key in shown}, task.dataset(split)

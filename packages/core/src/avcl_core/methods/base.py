@@ -17,7 +17,7 @@ from avcl_core.ownership import evaluation_mode
 from avcl_core.replay.memory import Exemplar
 from avcl_core.stream import Experience, Session, Stream
 from avcl_core.task import Task
-from avcl_core.walk import Ctx
+from avcl_core.walk import Ctx, Place
 
 if TYPE_CHECKING:
     from avcl_core.trace import Trace
@@ -147,10 +147,17 @@ class Method:
         return Ctx(self.model.route(batch), training=training, gather=gather)
 
     # ------------------------------------------------------------------ prediction and state
-    def predict(self, batch: Batch, trace: Trace | None = None) -> dict[str, Tensor]:
-        """Return decoded predictions for a batch without targets; ``trace`` hears what the model's modules tell."""
+    def predict(
+        self, batch: Batch, trace: Trace | None = None, without: frozenset[Place] = frozenset()
+    ) -> dict[str, Tensor]:
+        """Return decoded predictions for a batch without targets.
+
+        Args:
+            trace: hears what the model's modules tell.
+            without: places at which no module acts, for a control (:meth:`Model.removable`).
+        """
         with torch.no_grad(), evaluation_mode(self.model):
-            ctx = replace(self.context(batch, training=False), trace=trace)
+            ctx = replace(self.context(batch, training=False), trace=trace, without=without)
             return self.tasks[batch.task].decode(self.model.answer(batch, ctx))
 
     def state(self) -> dict[str, Any]:

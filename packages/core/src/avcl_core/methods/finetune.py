@@ -13,6 +13,7 @@ from avcl_core.methods.sharing import SHARING, SharingOptions, with_tensors
 from avcl_core.models.base import Model
 from avcl_core.stream import Experience
 from avcl_core.task import Task
+from avcl_core.walk import Place
 
 if TYPE_CHECKING:
     from avcl_core.trace import Trace
@@ -46,10 +47,14 @@ class Finetune(Method):
         """Tell the policy that an experience is learnt."""
         self.sharing.finish(experience)
 
-    def predict(self, batch: Batch, trace: Trace | None = None) -> dict[str, Tensor]:
+    def predict(
+        self, batch: Batch, trace: Trace | None = None, without: frozenset[Place] = frozenset()
+    ) -> dict[str, Tensor]:
         """Return decoded predictions, made with the tensors that the policy has for the batch's experience."""
         return with_tensors(
-            self.model, self.sharing.tensors(batch.experience), lambda: super(Finetune, self).predict(batch, trace)
+            self.model,
+            self.sharing.tensors(batch.experience),
+            lambda: super(Finetune, self).predict(batch, trace, without),
         )
 
     def state(self) -> dict[str, Any]:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from avcl_core.methods.base import Data
 
 
+_REMOVABLE: dict[str, frozenset[Place]] = {"prompts": frozenset({"prefix", "input"}), "adapters": frozenset({"add"})}
+
+
 @dataclass(frozen=True)
 class Requires:
     """What a model needs; checked against towers, tasks and stream before any work.
@@ -119,6 +122,11 @@ class Model(nn.Module):
             self.parts[name if not others else f"{name}_{others}"] = module
         self.sites.setdefault((tower, step, place), []).append(module)
         return module
+
+    def removable(self) -> dict[str, frozenset[Place]]:
+        """Return what the model can be predicted without, as a control: kind of modules → the places where they act."""
+        taken = {place for (_, _, place), modules in self.sites.items() if modules}
+        return {name: places for name, places in _REMOVABLE.items() if places & taken}
 
     def _find(self, tower: str, step: str, place: Place) -> None:
         walks = [walk for walk in self.walks if tower in walk.towers]

@@ -308,7 +308,8 @@ class Trainer:
             experience = self.stream.experience(test.experience)
             task = self.tasks[experience.task]
             self.progress(f"{session.row}: test {test.name}", index / len(session.tests))
-            found = self.evaluator.evaluate(method, task, experience, test.split)
+            last = session.index + 1 == len(self.sessions)
+            found = self.evaluator.evaluate(method, task, experience, test.split, ablate=last)
             self.matrix.record(session.row, test.name, task.primary, found.metrics)
             record = {
                 "row": session.row,
