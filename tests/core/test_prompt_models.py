@@ -234,16 +234,26 @@ def test_a_hidden_task_is_told_by_content_sample_by_sample(name):
         torch.testing.assert_close(hidden[row], told[0], atol=1e-4, rtol=1e-4)
 
 
-def test_dualprompts_nearest_key_follows_the_key():
+def test_dualprompts_nearest_key_is_that_of_the_largest_cosine_over_both_modalities():
     method = build("dualprompt")
     given = toys.batch(method, "labels", 3).question(hidden=True)
-    for slot, other in (("texts0", "labels0"), ("labels0", "texts0")):
+    mean = {name: method.model.query(given, (name,)).mean(0) for name in BOTH}
+    aside = {name: value.flip(0) - value * (value.flip(0) @ value) / (value @ value) for name, value in mean.items()}
+
+    def route(keys):
         with torch.no_grad():
-            for name in BOTH:
-                mean = method.model.query(given, (name,)).mean(0)
-                method.model.experts[name].slots[slot].keys.copy_(7 * mean)  # its length means nothing
-                method.model.experts[name].slots[other].keys.copy_(-mean)
-        assert method.model.route(given) == (slot,) * 3
+            for name, slots in keys.items():
+                for slot, key in slots.items():
+                    method.model.experts[name].slots[slot].keys.copy_(key)
+        return method.model.route(given)
+
+    for slot, other in (("texts0", "labels0"), ("labels0", "texts0")):
+        # Its length means nothing: the other one's product with the query is larger.
+        lengths = {n: {slot: 0.01 * mean[n], other: 100 * (mean[n] + aside[n])} for n in BOTH}
+        assert route(lengths) == (slot,) * 3
+        # Sight alone would take the other one, by a little.
+        seen = {slot: mean["visual"] + 0.2 * aside["visual"], other: mean["visual"]}
+        assert route({"visual": seen, "audio": {slot: mean["audio"], other: -mean["audio"]}}) == (slot,) * 3
 
 
 def test_centres_are_those_of_the_training_samples():
