@@ -31,14 +31,14 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "php"
 
 def direct_module():
     """The plain formulation of the whole forward, which the benchmark measures against."""
-    for name in ("direct_parts", "direct_model"):
+    for name in ("php_direct_parts", "php_direct"):
         if name not in sys.modules:
             spec = importlib.util.spec_from_file_location(name, BENCHMARK / f"{name}.py")
             assert spec is not None
             assert spec.loader is not None
             sys.modules[name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(sys.modules[name])
-    return sys.modules["direct_model"]
+    return sys.modules["php_direct"]
 
 
 # ------------------------------------------------------------------ tasks

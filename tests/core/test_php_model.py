@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -278,7 +279,7 @@ def test_frames_of_a_video_share_its_choice_and_videos_choose_for_themselves():
 
 
 def pooled(method, ctx):
-    grid, width = method.model.sound
+    grid, _ = method.model.sound
     image = ctx.embedded["audio"].transpose(1, 2).unflatten(2, grid)
     return (
         F.max_pool2d(F.max_pool2d(image, 2), 2).flatten(2).transpose(1, 2).reshape(len(image), -1, method.model.width)
@@ -511,7 +512,7 @@ def test_what_a_task_owns_never_changes_after_it(trained):
     shared = [n for n, owner in owners.items() if owner == "shared"]
     assert all(not torch.equal(states["spoken0"][n], states["spoken more0"][n]) for n in text)
     assert all(torch.equal(states["spoken more0"][n], states["labels0"][n]) for n in text)
-    for one, two in zip(ORDER, ORDER[1:], strict=False):
+    for one, two in pairwise(ORDER):
         moved = [n for n in shared if not torch.equal(states[one][n], states[two][n])]
         assert len(moved) > 0.9 * len(shared)
 

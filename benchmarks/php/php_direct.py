@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from direct_parts import adapt, biased, choose, generate, pooled, spread
+from php_direct_parts import adapt, biased, choose, generate, pooled, spread
 from torch import Tensor, nn
 
 from avcl_core.batch import Batch, Outputs
@@ -272,8 +272,13 @@ def sound_texts(model: Php, task: str) -> Tensor:
     ids = side.tokenize([f"The sounds of {name.replace('_', ' ')}" for name in model.tasks[task].texts])  # type: ignore[union-attr]
     ids = ids.to(clap.logit_scale_a.device)
     with torch.no_grad():
-        keep = (ids != side.vocabulary.pad).long()  # type: ignore[union-attr]
-        return clap.text_projection(clap.text_model(input_ids=ids, attention_mask=keep).pooler_output)
+        words = clap.text_model.embeddings.word_embeddings.weight
+        mask = torch.zeros_like(ids, dtype=words.dtype).masked_fill(ids == side.vocabulary.pad, -1e9)  # type: ignore[union-attr]
+        kinds, places = torch.zeros_like(ids), torch.arange(ids.shape[1], device=ids.device) + side.vocabulary.pad + 1  # type: ignore[union-attr]
+        found = clap.text_model(
+            input_ids=ids, attention_mask=mask[:, None, None], token_type_ids=kinds, position_ids=places.expand_as(ids)
+        )
+        return clap.text_projection(found.pooler_output)
 
 
 def live(module: nn.Module) -> list[nn.Parameter]:
