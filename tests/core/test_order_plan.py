@@ -79,3 +79,24 @@ def test_an_experience_is_gone_through_as_often_as_it_says(passes, epochs):
     assert sorted(other) == sorted([*both.experiences[1].train] * epochs)
     assert max(map(len, seen)) - min(map(len, seen)) <= 1
     assert passes != epochs or plans == [epoch_plan(both, 0, epoch, 4) for epoch in range(epochs)]
+
+
+def test_samples_of_a_group_stand_together_in_an_order_of_the_groups_that_changes():
+    one = session(40)
+    name = one.experiences[0].name
+
+    def group(key):
+        return key[-1]
+
+    orders = [[k for p in epoch_plan(one, 0, epoch, 4, 1, 2, None, {name: group}) for k in p.keys] for epoch in (0, 1)]
+    for order, epoch in zip(orders, (0, 1), strict=True):
+        assert sorted(order) == sorted(one.experiences[0].train)
+        places = [[i for i, k in enumerate(order) if group(k) == g] for g in sorted({group(k) for k in order})]
+        assert len(places) > 1
+        portions = epoch_plan(one, 0, epoch, 400, 1, 2, None, {name: group})
+        whole = [k for p in portions for k in p.keys]
+        assert all(
+            max(found) - min(found) == len(found) - 1
+            for found in ([i for i, k in enumerate(whole) if group(k) == g] for g in {group(k) for k in whole})
+        )
+    assert orders[0] != orders[1]

@@ -29,6 +29,7 @@ class Batch:
         row_share: the same fraction counted in samples, for terms that are means over samples: distillation, ``nll``.
         seeds: one per sample while training, else empty: what a model draws for a sample (augmentation, router noise) is seeded
             with it, so that it depends neither on micro-batches nor on ranks.
+        media: one per sample, equal for samples that show and sound the same (questions about one video); empty where that is not known.
         whole: every rank holds all of these samples (replayed ones under a coupled loss), so there is nothing to gather.
     """
 
@@ -42,6 +43,7 @@ class Batch:
     share: float = 1.0
     row_share: float = 1.0
     seeds: tuple[int, ...] = ()
+    media: tuple[str, ...] = ()
     whole: bool = False
 
     def __len__(self) -> int:
@@ -55,8 +57,21 @@ class Batch:
         """Return the rows ``index`` in that order, for routing and for regression over stored samples."""
         rows = torch.as_tensor(list(index), dtype=torch.long)
         picked = self._map(lambda value: value[rows.to(value.device)])
-        seeds = tuple(self.seeds[int(i)] for i in index) if self.seeds else ()
-        return replace(picked, keys=tuple(self.keys[int(i)] for i in index), seeds=seeds)
+        names = {
+            name: tuple(getattr(self, name)[int(i)] for i in index)
+            for name in ("keys", "seeds", "media")
+            if getattr(self, name)
+        }
+        return replace(picked, **names)
+
+    def distinct(self) -> tuple[list[int], list[int]] | None:
+        """Return the first row of each of the media, and for every row its number among them; ``None`` where all differ."""
+        first = {media: row for row, media in reversed(list(enumerate(self.media)))}
+        if len(first) == len(self.media):
+            return None
+        rows = sorted(first.values())
+        number = {self.media[row]: i for i, row in enumerate(rows)}
+        return rows, [number[media] for media in self.media]
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on ``device``."""

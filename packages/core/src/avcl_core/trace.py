@@ -83,6 +83,27 @@ class Trace:
         """
         return _Part(self, rows, total)
 
+    def spread(self, back: Sequence[int]) -> Trace:
+        """Return a view for a pass over some of the samples; ``back`` says for every sample which of them stands for it."""
+        return _Spread(self, back)
+
+
+class _Spread(Trace):
+    """The trace of a pass that computes samples with equal media once: what it hears counts for all of them."""
+
+    def __init__(self, whole: Trace, back: Sequence[int]) -> None:
+        super().__init__(whole.wants_features)
+        self.back, self.count = list(back), max(back) + 1
+        self.observed, self.constants, self.features = whole.observed, whole.constants, whole.features
+
+    def put(self, site: str, name: str, value: Tensor) -> None:
+        super().put(site, name, value.unflatten(0, (self.count, -1))[self.back].flatten(0, 1))
+
+    def tell_features(self, final: Mapping[str, Tensor]) -> None:
+        super().tell_features(
+            {name: value[self.back] for name, value in final.items()} if self.wants_features else final
+        )
+
 
 class _Part(Trace):
     """The trace as a module sees it that runs on some of the rows."""

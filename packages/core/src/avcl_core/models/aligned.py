@@ -16,6 +16,7 @@ from avcl_core.config.options import Options
 from avcl_core.errors import ConfigError
 from avcl_core.features import Features, FeatureSpec
 from avcl_core.models.base import Model, Requires
+from avcl_core.models.distinct import once
 from avcl_core.models.kept import Kept
 from avcl_core.ownership import own
 from avcl_core.precision import unmixed
@@ -227,9 +228,15 @@ class Aligned(Model):
 
     # ------------------------------------------------------------------ the forward call
     def features(self, batch: Batch, ctx: Ctx) -> Features:
-        """Return the features of a batch, with their similarity to the task's texts; the contrastive term goes to ``ctx.aux``."""
+        """Return the features of a batch, with their similarity to the task's texts; the contrastive term goes to ``ctx.aux``.
+
+        Samples with the same media share a pass: prompts, adapters and routes depend on what is seen and heard alone.
+        """
         if ctx.trace is not None and ctx.slots is not None and batch.experience is None:
             ctx.trace.tell_route(ctx.slots, self.slots, next(iter(batch.inputs.values())).device)
+        return once(batch, ctx, self._features)
+
+    def _features(self, batch: Batch, ctx: Ctx) -> Features:
         found = super().features(batch, ctx)
         if not self.tasks[batch.task].texts:
             return found

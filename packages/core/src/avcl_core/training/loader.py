@@ -81,6 +81,10 @@ class Loader:
         """Return the uncorrupted raw inputs of the first sample of a split, to know their shapes."""
         return self._dataset(experience.task, split).inputs(experience.keys(split)[0], None)
 
+    def media(self, experience: Experience, key: str) -> str:
+        """Return the digest of a training sample's media."""
+        return self._dataset(experience.task, "train").digest(key)
+
     def _dataset(self, task: str, split: str):
         if (task, split) not in self._datasets:
             self._datasets[task, split] = self.tasks[task].dataset(split)
@@ -125,6 +129,9 @@ class Loader:
             }
             rows.append((inputs, targets, {name: torch.from_numpy(value) for name, value in given.present.items()}))
         stack = [{n: torch.stack([row[part][n] for row in rows]) for n in rows[0][part]} for part in (0, 1, 2)]
+        # Further media beside the sample's own, and draws, differ between samples whose own media are equal.
+        drawn = request.augment is not None and dataset.drawn & {*task.modalities, *task.plain}
+        media = () if self.corruption is not None or drawn else tuple(map(dataset.digest, request.keys))
         denied = {n: torch.zeros(len(request.keys), dtype=torch.bool) for n in self.inputs if n not in self.seen}
         return Batch(
             task.name,
@@ -134,6 +141,7 @@ class Loader:
             present={**stack[2], **denied},
             experience=request.experience.name,
             stored=dict(request.stored),
+            media=media,
         )
 
     def load(self, request: Request) -> Batch:

@@ -31,6 +31,8 @@ class TrainingOptions(Options):
             ``decay_every`` epochs.
         schedule_by: the cosine falls at every ``step``, or keeps through each ``epoch`` the value of its first step.
         lr_min: learning rate at the end of the cosine; the warm-up begins below it.
+        together: whether samples with the same media (questions about one video) stand together in batches, so that a model can
+            compute the media once. Batches are then less mixed: take larger ones.
         warmup: fraction of the session's steps with linearly rising learning rate.
         clip: largest gradient norm; ``None`` for no clipping.
         selection: ``best`` epoch on the experience's selection split, or the ``last`` one.
@@ -54,6 +56,7 @@ class TrainingOptions(Options):
     lr_min: NonNegativeFloat = 0.0
     decay: float | None = Field(default=None, gt=0, le=1)
     decay_every: PositiveInt | None = None
+    together: bool = False
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip: PositiveFloat | None = 1.0
     selection: Literal["best", "last"] = "best"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from avcl_core.errors import ConfigError
@@ -27,6 +27,7 @@ def epoch_plan(
     least: int = 1,
     epochs: int = 1,
     passes: Mapping[str, int] | None = None,
+    together: Mapping[str, Callable[[str], str]] | None = None,
 ) -> list[Portion]:
     """Return the steps of an epoch.
 
@@ -36,6 +37,7 @@ def epoch_plan(
     Args:
         least: smallest size of a last, ragged batch (the number of ranks); a smaller one joins the batch before it.
         epochs: epochs of the session, for ``passes``.
+        together: experience → what groups its samples: those of a group stand together in each pass.
         passes: experience → how often its samples are seen in the session; as often as there are epochs by default.
 
     Raises:
@@ -45,7 +47,8 @@ def epoch_plan(
         raise ConfigError(f"training.batch_size is {batch_size}; {least} ranks need at least one sample each")
     portions: list[tuple[int, Portion]] = []
     for experience in session.experiences:
-        keys = _part(experience, seed, epoch, epochs, (passes or {}).get(experience.name, epochs))
+        group = (together or {}).get(experience.name)
+        keys = _part(experience, seed, epoch, epochs, (passes or {}).get(experience.name, epochs), group)
         if len(keys) < least:
             raise ConfigError(
                 f"experience {experience.name} has {len(keys)} training samples; at least {least} are needed, one per rank"
@@ -59,13 +62,19 @@ def epoch_plan(
     return [portion for _, portion in sorted(portions, key=lambda entry: entry[0])]
 
 
-def _part(experience: Experience, seed: int, epoch: int, epochs: int, passes: int) -> list[str]:
+def _part(
+    experience: Experience, seed: int, epoch: int, epochs: int, passes: int, group: Callable[[str], str] | None
+) -> list[str]:
     """The keys of an epoch: its share of ``passes`` shuffled passes, one behind the other."""
     count = len(experience.train)
     begin, end = (edge * passes * count // epochs for edge in (epoch, epoch + 1))
     found: list[str] = []
     for number in range(begin // count if count else 0, -(-end // count) if count else 0):
         keys = ordered(experience.train, seed, "order", experience.name, number)
+        if group is not None:
+            first: dict[str, int] = {}
+            places = {key: first.setdefault(group(key), place) for place, key in enumerate(keys)}
+            keys = sorted(keys, key=places.__getitem__)
         found += keys[max(0, begin - number * count) : end - number * count]
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from avcl_core.collective import Collective
@@ -259,9 +260,11 @@ class Trainer:
         return stepper, lengths
 
     def _plan(self, session: Session, epoch: int) -> list[Portion]:
-        passes = {e.name: self.all_options.of({e.task}).epochs for e in session.experiences}
+        own = {e: self.all_options.of({e.task}) for e in session.experiences}
+        passes = {e.name: options.epochs for e, options in own.items()}
+        together = {e.name: partial(self.loader.media, e) for e, options in own.items() if options.together}
         size, world = self.options.batch_size, self.collective.world
-        return epoch_plan(session, self.seed, epoch, size, world, self.options.epochs, passes)
+        return epoch_plan(session, self.seed, epoch, size, world, self.options.epochs, passes, together)
 
     def _refuse_unoptimised(self, method: Method, owners: Owners) -> None:
         taken = {name for optimizer in self.optimizers.values() for name in optimizer.names}
