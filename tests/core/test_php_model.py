@@ -548,19 +548,20 @@ def test_forgetting_comes_from_what_is_shared_alone(trained):
 
 @pytest.mark.parametrize("init", ["warm", "fresh"])
 def test_prompts_of_a_new_task_start_from_the_last_ones_or_anew(init):
-    run = toys.toy("spoken", "labels", task_init=init)
+    run = toys.toy("spoken", "labels", "classes", task_init=init)
     model = run.build().model
-    first, second = run.stream.experiences
-    model.grow(first)
-    with torch.no_grad():
-        for parameter in Owners(model).match().values():
-            parameter.add_(0.1)
-    model.grow(second)
+    for experience in run.stream.experiences:
+        model.grow(experience)
+        with torch.no_grad():  # as training moves what was copied
+            before = {n: p.clone() for n, p in Owners(model).match().items()}
+            for parameter in Owners(model).match().values():
+                parameter.add_(0.1 * torch.randn_like(parameter))
     for bank in (model.mid_prompts, *model.pools.values()):
-        one, two = bank.slots["spoken0"].state_dict(), bank.slots["labels0"].state_dict()
-        same = [torch.equal(one[n], two[n]) for n in one]
+        _, last, new = (dict(bank.slots[name].named_parameters()) for name in ("spoken0", "labels0", "classes0"))
+        names = {id(p): n for n, p in model.named_parameters()}
+        same = [torch.equal(before[names[id(last[n])]], before[names[id(new[n])]]) for n in new]
         assert all(same) if init == "warm" else not any(same)
-        assert not any(p is q for p in bank.slots["spoken0"].parameters() for q in bank.slots["labels0"].parameters())
+        assert not any(p is q for p in last.values() for q in new.values())
 
 
 def test_a_context_is_of_its_task_and_starts_anew():
