@@ -58,7 +58,7 @@ def model_of(task: str, size: str, device: torch.device, **changes: Any) -> AvMo
     with torch.device(device):
         model = AvMoe(towers, {}, AvMoeOptions(**options))
         model.heads[task] = own(HEADS[task](model.spec(), size), f"head:{task}")
-    model.tasks[task] = types.SimpleNamespace(plain={"negative": "visual"} if task == "avqa" else {})  # type: ignore[assignment]
+    model.tasks[task] = types.SimpleNamespace(plain={"negative": "visual"} if task == "avqa" else {}, texts=())  # type: ignore[assignment]
     for name, parameter in model.named_parameters():
         if name.endswith(("output_gate", "inner_gate")) and device.type != "meta":
             nn.init.constant_(parameter, 0.1)

@@ -56,7 +56,7 @@ def model_of(towers: dict[str, Tower], task: str | None, options: dict[str, Any]
         model = AvMoe(towers, {}, AvMoeOptions(**options))
         if task is not None:
             model.heads[task] = own(HEADS[task](model.spec()), f"head:{task}")
-            model.tasks[task] = types.SimpleNamespace(plain={"negative": "visual"} if task == "avqa" else {})  # type: ignore[assignment]
+            model.tasks[task] = types.SimpleNamespace(plain={"negative": "visual"} if task == "avqa" else {}, texts=())  # type: ignore[assignment]
     return model
 
 

@@ -18,6 +18,7 @@ from avcl_core.features import Features
 from avcl_core.methods.base import Method
 from avcl_core.models.base import Model
 from avcl_core.ownership import Owners, matches
+from avcl_core.sites import Bank
 from avcl_core.stream import Experience
 from avcl_core.training.loader import Loader, Request
 from avcl_core.walk import Ctx
@@ -27,7 +28,7 @@ MOMENTS = 2
 """Tensors that Adam and AdamW keep per trained one."""
 Known = dict[str, tuple[Features, "Parts"]]
 Parts = dict[str, int]
-"""Tower name, ``adapters`` (all modules at sites), ``head`` or ``other`` → FLOPs."""
+"""Tower name, ``adapters`` (all modules at sites), ``prompts`` (what makes them before the walk), ``head`` or ``other`` → FLOPs."""
 
 
 @dataclass(frozen=True)
@@ -246,8 +247,10 @@ def forward_flops(model: Model, batch: Batch, ctx: Ctx, known: Known | None = No
     """
     batch = replace(batch, present={}, seeds=()).to("meta")
     ledger = _Ledger(model)
-    read = {*model.towers, *model.tasks[batch.task].plain} if batch.task in model.tasks else None
-    shape = repr(sorted(_shapes(batch, read).items()))
+    task = model.tasks.get(batch.task)
+    read = {*model.towers, *task.plain} if task is not None else None
+    # What a task's features are compared with is part of them.
+    shape = repr((sorted(_shapes(batch, read).items()), task.texts if task is not None else ()))
     # The fused encoder layers of eval mode are single operations that no formula covers.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -287,7 +290,7 @@ class _Ledger:
 
     def __init__(self, model: Model) -> None:
         self.model, self.counter = model, _Counter()
-        self.charged: Parts = dict.fromkeys([*model.towers, "adapters", "head", "other"], 0)
+        self.charged: Parts = dict.fromkeys([*model.towers, "adapters", "prompts", "head", "other"], 0)
         self.seen, self.stack = 0, ["other"]
 
     @contextmanager
@@ -299,6 +302,9 @@ class _Ledger:
             calls += [(tower, call, name) for call in watched]
         calls += [(module, "forward", "adapters") for module in self.model.parts.values()]
         calls += [(module, "forward", "head") for module in self.model.heads.values()]
+        placed = {id(module) for module in self.model.parts.modules()}
+        banks = [module for module in self.model.modules() if isinstance(module, Bank) and id(module) not in placed]
+        calls += [(module, "forward", "prompts") for module in banks]  # what generates or selects before the walk
         for owner, call, name in calls:
             owner.__dict__[call] = self._charging(getattr(owner, call), name)
         try:
