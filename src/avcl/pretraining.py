@@ -34,6 +34,8 @@ PIXELS = 96
 GRID = 8
 CONTEXT = 4
 """Context vectors in front of a name, as many as PHP learns."""
+BACKGROUND = "background"
+"""What an input without any class is called."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def pretrain(
 
 
 class _Names(nn.Module):
-    """Scaled cosine between inputs and the names of the classes (Radford et al. 2021), and a bias for none of them.
+    """Scaled cosine between inputs and the names of the classes (Radford et al. 2021), and "background" for none of them.
 
     Names stand in the sentences in which PHP will use them: behind vectors of context that mean nothing yet for images, after "The
     sounds of" for sounds (php.md 3.7).
@@ -159,10 +161,10 @@ class _Names(nn.Module):
     def __init__(self, modality: str, text: TextEncoder, classes: Sequence[str]) -> None:
         super().__init__()
         self.text = text
+        classes = (*classes, BACKGROUND)
         self.prompts = ClassPrompts(text, classes, CONTEXT) if modality == "visual" else None
         self.ids = text.crop(text.tokenize([f"The sounds of {spoken(name)}" for name in classes]))
         self.scale = nn.Parameter(torch.tensor(2.3))
-        self.none = nn.Parameter(torch.zeros(1))
 
     def forward(self, joint: Tensor) -> Tensor:
         """Return logits ``[B, classes + 1]`` of inputs ``[B, D]`` in the joint space."""
@@ -170,8 +172,7 @@ class _Names(nn.Module):
             names = self.text.forward_embeddings(self.text.token_embeddings(self.ids), self.ids)
         else:
             names = self.prompts.encode(0.02 * torch.randn(CONTEXT, self.text.width))
-        cosine = nn.functional.normalize(joint, dim=-1) @ nn.functional.normalize(names, dim=-1).T
-        return torch.cat([self.scale.exp() * cosine, self.none.expand(len(joint), 1)], 1)
+        return self.scale.exp() * nn.functional.normalize(joint, dim=-1) @ nn.functional.normalize(names, dim=-1).T
 
 
 def _cross_entropy(logits: Tensor, share: Tensor) -> Tensor:
