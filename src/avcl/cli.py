@@ -30,7 +30,7 @@ Arguments = Annotated[
     list[str] | None, typer.Argument(metavar="CONFIG|KEY=VALUE", help="Configuration and dotted overrides.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DEFAULT = "runs/embedded"
+DEFAULT = "runs/php_embedded"
 
 
 def main() -> None:
