@@ -28,7 +28,7 @@ from avcl_core.models.dualprompt import DualPrompt, DualPromptOptions  # noqa: E
 from avcl_core.models.l2p import L2P, L2pOptions  # noqa: E402
 from avcl_core.models.php import Php, PhpOptions  # noqa: E402
 from avcl_core.models.s_prompts import SPrompts, SPromptsOptions  # noqa: E402
-from avcl_core.ownership import Owners  # noqa: E402
+from avcl_core.ownership import Owners, without_gradients  # noqa: E402
 from avcl_core.testing import ToyRun, toy_task  # noqa: E402
 from avcl_core.testing.toy_run import differences, run_interrupted, run_straight  # noqa: E402
 from avcl_core.testing.toy_texts import ToyTexts  # noqa: E402
@@ -413,3 +413,17 @@ def test_what_does_not_fit_is_refused(model_class, options, match):
 def test_options_that_contradict_themselves(options, given, match):
     with pytest.raises(ValidationError, match=match):
         options(**given)
+
+
+def test_predictions_do_not_depend_on_what_is_training():
+    method = toys.stirred(toys.grown(L2P))
+    given = toys.batch(method, "texts", 3).question(False)
+    found = []
+    for patterns in (("*",), (), ("shared",)):
+        Owners(method.model).set_trainable(patterns)
+        flags = [p.requires_grad for p in method.model.parameters()]
+        with without_gradients(method.model):
+            found.append(method.model.features(given, method.context(given, False)).similarity["visual"])
+        assert not found[-1].requires_grad
+        assert [p.requires_grad for p in method.model.parameters()] == flags
+    assert all(torch.equal(found[0], other) for other in found[1:])

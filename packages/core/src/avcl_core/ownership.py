@@ -197,6 +197,24 @@ class Snapshot:
 
 
 @contextmanager
+def without_gradients(model: nn.Module) -> Iterator[None]:
+    """Let no parameter require a gradient, and none be recorded; restore the flags afterwards.
+
+    Not recording alone is not enough: torch folds a product of a batch with a matrix in another order where one of them requires a
+    gradient, so the last bits of a prediction would depend on what happens to be training.
+    """
+    live = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in live:
+        parameter.requires_grad_(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for parameter in live:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put ``model`` into eval mode and restore the mode of every module afterwards."""
     modes: list[tuple[nn.Module, bool]] = [(module, module.training) for module in model.modules()]

@@ -13,7 +13,7 @@ from avcl_core.batch import Batch, Outputs
 from avcl_core.collective import Collective
 from avcl_core.config.options import Options
 from avcl_core.models.base import Model
-from avcl_core.ownership import evaluation_mode
+from avcl_core.ownership import evaluation_mode, without_gradients
 from avcl_core.replay.memory import Exemplar
 from avcl_core.stream import Experience, Session, Stream
 from avcl_core.task import Task
@@ -156,7 +156,7 @@ class Method:
             trace: hears what the model's modules tell.
             without: places at which no module acts, for a control (:meth:`Model.removable`).
         """
-        with torch.no_grad(), evaluation_mode(self.model):
+        with without_gradients(self.model), evaluation_mode(self.model):
             ctx = replace(self.context(batch, training=False), trace=trace, without=without)
             return self.tasks[batch.task].decode(self.model.answer(batch, ctx))
 
