@@ -416,14 +416,16 @@ def test_options_that_contradict_themselves(options, given, match):
 
 
 def test_predictions_do_not_depend_on_what_is_training():
-    method = toys.stirred(toys.grown(L2P))
+    method = toys.stirred(
+        toys.grown(CrossModalAdapters, CrossModalAdaptersOptions(adapter={"latents": 4, "reduction": 4}))
+    )
     given = toys.batch(method, "texts", 3).question(False)
     found = []
     for patterns in (("*",), (), ("shared",)):
         Owners(method.model).set_trainable(patterns)
         flags = [p.requires_grad for p in method.model.parameters()]
         with without_gradients(method.model):
-            found.append(method.model.features(given, method.context(given, False)).similarity["visual"])
+            found.append(method.model.features(given, method.context(given, False)).final["visual"])
         assert not found[-1].requires_grad
         assert [p.requires_grad for p in method.model.parameters()] == flags
     assert all(torch.equal(found[0], other) for other in found[1:])
