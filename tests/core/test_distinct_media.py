@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from avcl_core.models.l2p import L2P
 from avcl_core.models.s_prompts import SPrompts
 from avcl_core.ownership import Owners
