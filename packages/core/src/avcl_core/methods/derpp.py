@@ -53,12 +53,8 @@ class DarkReplay(ExperienceReplay):
 
     def __init__(self, model: Model, tasks: Mapping[str, Task], options: DarkReplayOptions, seed: int) -> None:
         super().__init__(model, tasks, options, seed)
-        self.alpha, self.beta, self.masks, self.megabytes = (
-            options.alpha,
-            options.beta,
-            options.masks,
-            options.megabytes,
-        )
+        self.alpha, self.beta, self.megabytes = options.alpha, options.beta, options.megabytes
+        self.masks: MaskForm = options.masks
 
     def remembered(self, batch: Batch, prefix: str) -> dict[str, Tensor]:
         """Return β times the loss parts of a replayed batch, and α times the distance of its outputs, ``<prefix>dark``."""

@@ -36,8 +36,8 @@ def distance(kind: Kind, student: Tensor, teacher: Tensor, temperature: float = 
             f"outputs of kind {kind} cannot be compared: {tuple(student.shape)} now, {tuple(teacher.shape)} from the teacher"
         )
     if kind in EXCLUSIVE:
-        logs = [(logits / temperature).log_softmax(-1) for logits in (student, teacher)]
-        each = temperature**2 * functional.kl_div(*logs, log_target=True, reduction="none").sum(-1)
+        own, given = ((logits / temperature).log_softmax(-1) for logits in (student, teacher))
+        each = temperature**2 * functional.kl_div(own, given, log_target=True, reduction="none").sum(-1)
     elif kind in INDEPENDENT:
         likely = teacher.sigmoid()
         cross, entropy = (
