@@ -31,9 +31,8 @@ def repeated(method, task):
     return given, replace(given, media=())
 
 
-@pytest.mark.parametrize("task", ["texts", "labels"])
 @pytest.mark.parametrize("model", [L2P, SPrompts])
-def test_features_and_gradients_are_those_of_separate_passes(model, task, monkeypatch):
+def test_features_and_gradients_are_those_of_separate_passes(model, monkeypatch):
     method = calibrated(stirred(grown(model)))
     rows, walk = [], DualStream.walk
     monkeypatch.setattr(
@@ -42,7 +41,7 @@ def test_features_and_gradients_are_those_of_separate_passes(model, task, monkey
         lambda self, tokens, *rest: (rows.append(len(tokens["visual"])), walk(self, tokens, *rest))[1],
     )
     found = []
-    for given in repeated(method, task):
+    for given in repeated(method, "labels"):
         features = method.model.features(given, method.context(given, False))
         parts = [
             *features.final.values(),
@@ -54,7 +53,7 @@ def test_features_and_gradients_are_those_of_separate_passes(model, task, monkey
         weights = [torch.linspace(-1, 1, part.numel()).view_as(part) for part in parts]
         loss = torch.stack([(part * weight).mean() for part, weight in zip(parts, weights, strict=True)]).sum()
         found.append((parts, torch.autograd.grad(loss, live, allow_unused=True)))
-    frames = batch(method, task, 1).inputs["visual"].shape[1]
+    frames = batch(method, "labels", 1).inputs["visual"].shape[1]
     assert [count for count in rows if count in (3 * frames, 4 * frames)][-2:] == [3 * frames, 4 * frames]
     for one, other in zip(*(parts for parts, _ in found), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -62,6 +61,29 @@ def test_features_and_gradients_are_those_of_separate_passes(model, task, monkey
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_terms_of_the_model_are_means_over_samples_however_they_are_divided():
+    method = stirred(grown(L2P))
+    given, apart = repeated(method, "labels")
+    found = []
+    for part in (given, apart, given.select([0, 1]), given.select([2, 3])):
+        ctx = method.context(part, True)
+        method.model.features(part, ctx)
+        found.append(ctx.aux["visual pool pull"])
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], (found[2] + found[3]) / 2)
+
+
+def test_a_task_with_texts_shares_nothing_since_its_samples_are_compared():
+    method = stirred(grown(L2P))
+    given, apart = repeated(method, "texts")
+    found = []
+    for part in (given, apart):
+        ctx = method.context(part, True)
+        method.model.features(part, ctx)
+        found.append(ctx.aux["audio to visual"])
+    assert torch.equal(*found)
 
 
 def test_what_modules_tell_counts_for_every_sample():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -21,7 +21,7 @@ class Features:
     """
 
     final: Mapping[str, Tensor]
-    stages: Mapping[str, tuple[Tensor, ...]]
+    stages: Mapping[str, Sequence[Tensor]]
     plain: Mapping[str, Tensor] = field(default_factory=dict)
     similarity: Mapping[str, Tensor] = field(default_factory=dict)
 

@@ -85,7 +85,7 @@ class Bank(SiteModule):
         for name in names:
             rows = torch.tensor([i for i, slot in enumerate(ctx.slots) if slot == name], device=own.device)
             trace = None if ctx.trace is None else ctx.trace.of(rows, len(own))
-            narrowed = replace(ctx, slots=(name,) * len(rows), trace=trace)
+            narrowed = replace(ctx, slots=(name,) * len(rows), trace=trace, counts=None)
             parts.append(self.slots[name](own[rows], None if other is None else other[rows], narrowed))
             order.append(rows)
         back = torch.argsort(torch.cat(order))

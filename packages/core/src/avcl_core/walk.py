@@ -28,6 +28,7 @@ class Ctx:
     Attributes:
         slots: which copy of a task- or expert-owned module runs, one host string per row; ``None`` without slots.
         frames: consecutive rows of the walk that belong to one sample.
+        counts: how many samples of the batch each sample of this pass stands for; ``None``: one each.
         training: whether regularisers may add to ``aux``.
         embedded: tower → tokens before the first step.
         memo: shared within the call: generated prompts, queries.
@@ -43,6 +44,7 @@ class Ctx:
 
     slots: tuple[str, ...] | None = None
     frames: int = 1
+    counts: tuple[int, ...] | None = None
     training: bool = False
     embedded: dict[str, Tensor] = field(default_factory=dict)
     memo: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +54,13 @@ class Ctx:
     trace: Trace | None = None
     without: frozenset[Place] = frozenset()
     recompute: bool = False
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean over the batch's samples of a value per sample of this pass ``[b]``: what a term in ``aux`` must be."""
+        if self.counts is None:
+            return values.mean()
+        weights = torch.tensor(self.counts, dtype=values.dtype, device=values.device)
+        return (values * weights).sum() / weights.sum()
 
     def per_frame(self, frames: int) -> Ctx:
         """Return a context whose slots are repeated for each of ``frames`` frames; ``memo`` and ``aux`` stay shared."""

@@ -230,11 +230,12 @@ class Aligned(Model):
     def features(self, batch: Batch, ctx: Ctx) -> Features:
         """Return the features of a batch, with their similarity to the task's texts; the contrastive term goes to ``ctx.aux``.
 
-        Samples with the same media share a pass: prompts, adapters and routes depend on what is seen and heard alone.
+        Samples with the same media share a pass: prompts, adapters and routes depend on what is seen and heard alone. Not where a
+        contrastive term compares the batch's samples, which would be others then.
         """
         if ctx.trace is not None and ctx.slots is not None and batch.experience is None:
             ctx.trace.tell_route(ctx.slots, self.slots, next(iter(batch.inputs.values())).device)
-        return once(batch, ctx, self._features)
+        return self._features(batch, ctx) if self.tasks[batch.task].texts else once(batch, ctx, self._features)
 
     def _features(self, batch: Batch, ctx: Ctx) -> Features:
         found = super().features(batch, ctx)

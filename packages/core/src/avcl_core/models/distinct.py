@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -16,25 +18,46 @@ from avcl_core.walk import Ctx
 def once(batch: Batch, ctx: Ctx, compute: Callable[[Batch, Ctx], Features]) -> Features:
     """Return ``compute(batch, ctx)``, with every sight and sound of the batch computed once (``Batch.media``).
 
-    For models that draw nothing per sample. What they add to ``ctx.aux`` is then a mean over the different media. Inputs of a task
-    that are not media (a question) must not matter to ``compute``.
+    For models that draw nothing per sample. Terms that they add to ``ctx.aux`` stay means over samples if they are made with
+    :meth:`Ctx.mean`. Inputs of a task that are not media (a question) must not matter to ``compute``.
     """
     found = batch.distinct()
     if found is None:
         return compute(batch, ctx)
     rows, back = found
-    slots = None if ctx.slots is None else tuple(ctx.slots[row] for row in rows)
-    trace = None if ctx.trace is None else ctx.trace.spread(back)
-    features = compute(batch.select(rows), replace(ctx, slots=slots, trace=trace))
-    if ctx.trace is not None and trace is not None:
-        ctx.trace.frames = trace.frames
-
-    def spread(value: Tensor) -> Tensor:
-        return value[torch.tensor(back, device=value.device)]
-
-    return Features(
-        {name: spread(value) for name, value in features.final.items()},
-        {name: tuple(spread(value) for value in maps) for name, maps in features.stages.items()},
-        {name: spread(value) for name, value in features.plain.items()},
-        {name: spread(value) for name, value in features.similarity.items()},
+    counts = Counter(back)
+    small = replace(
+        ctx,
+        slots=None if ctx.slots is None else tuple(ctx.slots[row] for row in rows),
+        trace=None if ctx.trace is None else ctx.trace.spread(back),
+        counts=tuple(counts[number] for number in range(len(rows))),
     )
+    features = compute(batch.select(rows), small)
+    if ctx.trace is not None and small.trace is not None:
+        ctx.trace.frames = small.trace.frames
+    index = torch.tensor(back, device=next(iter(features.final.values())).device)
+    return Features(
+        {name: value[index] for name, value in features.final.items()},
+        {name: _Maps(maps, index) for name, maps in features.stages.items()},
+        {name: value[index] for name, value in features.plain.items()},
+        {name: value[index] for name, value in features.similarity.items()},
+    )
+
+
+class _Maps(Sequence[Tensor]):
+    """Stage maps for all samples, made when one is asked for: heads read few of them, and the first ones are large."""
+
+    def __init__(self, maps: Sequence[Tensor], index: Tensor) -> None:
+        self.maps, self.index = maps, index
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    @overload
+    def __getitem__(self, at: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Tensor, ...]: ...
+    def __getitem__(self, at: int | slice) -> Any:
+        if isinstance(at, slice):
+            return tuple(value[self.index] for value in self.maps[at])
+        return self.maps[at][self.index]

@@ -95,7 +95,7 @@ class PromptPool(nn.Module):
         cosine = query @ F.normalize(keys, dim=-1).T
         chosen, index = cosine.topk(self.top_k, dim=1)
         if ctx.training and self.pull:
-            ctx.aux[f"{self.label} pull"] = self.pull * (1 - chosen).sum(1).mean()
+            ctx.aux[f"{self.label} pull"] = self.pull * ctx.mean((1 - chosen).sum(1))
         if ctx.trace is not None and len(keys) > 1:
             share = torch.zeros_like(cosine).scatter(1, index, 1 / self.top_k)
             ctx.trace.put(self.label, "gates", share.repeat_interleave(ctx.frames, 0))

@@ -57,6 +57,8 @@ class Stepper:
         self.optimizers, self.collective, self.seed, self.autocast = optimizers, collective, seed, autocast
         self.live, self.owners = tuple(live), Owners(method.model)
         train_mode(method.model, self.live)
+        # Asking every module for its owner at every step would cost a tiny model a tenth of it.
+        self.modes = [(module, module.training) for module in method.model.modules()]
         self.norms = [
             name for name, module in method.model.named_modules() if isinstance(module, _BatchNorm) and module.training
         ]
@@ -104,7 +106,8 @@ class Stepper:
             RunError: a loss or gradient is not finite; nothing was changed.
         """
         seed_step(*coordinates, self.collective.rank)
-        train_mode(self.method.model, self.live)
+        for module, mode in self.modes:
+            module.training = mode
         works = [_seeded(work, coordinates) for work in self._works(batches, count, coordinates)]
         generators = [self.method.step(work.current, work.replayed) for work in works]
         logged: dict[str, Tensor] = {}
