@@ -23,9 +23,11 @@ from rich.console import Console
 
 from avcl.report import compare, format_comparison_tables, format_result_table, render
 from avcl.report.comparison import pooled_standard_error
+from avcl.report.figures import control_of
 from avcl_core.errors import ConfigError, IntegrityError
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import summarise
+from avcl_core.evaluation.table import ABLATIONS
 from avcl_core.stream import Experience, concatenation
 
 METRICS = {"ave": "accuracy", "avvp": "segment_type_av"}
@@ -275,6 +277,31 @@ def test_a_score_that_does_not_beat_its_control_is_called_so(tmp_path):
             entry["metrics"]["accuracy"] = 10.0
 
     assert text_of(render([make_run(tmp_path, "er", 0, edit=poor)])).count("not above its best control") == 1
+
+
+def test_an_ablation_is_shown_and_never_the_best_control(tmp_path):
+    def ablated(entry):
+        last = entry["row"] == "avvp"
+        entry["ablations"] = {"without prompts": dict.fromkeys(entry["metrics"], 98.76)} if last else {}
+
+    folder, plain = make_run(tmp_path, "er", 0, edit=ablated), make_run(tmp_path / "plain", "er", 0)
+    best = {"ave": ("majority", 17.5), "avvp": ("majority", 12.625)}
+    assert {test.name: control_of(test) for test in summarise(RunRecord.load(folder)).tests} == best
+    (stream,) = compare([folder]).streams
+    assert "without prompts" not in stream.controls
+    assert [stream.best_control(column) for column in (0, 1)] == [17.5, 12.625]
+    text, without = text_of(render([folder])), text_of(render([plain]))
+    assert "not above its best control" not in text
+    results, rest = text.split("Result matrix")
+    assert results.count("98.76") == 2  # one of each test set
+    assert rest.split("All metrics")[1].count("98.76") == sum(1 + len(more) for more in MORE.values())
+    assert results.count(ABLATIONS) == 1
+    assert figure_text(folder, "matrix") == figure_text(plain, "matrix")
+    told = shown(format_result_table(RunRecord.load(folder)))
+    assert told.count("98.76") == 2
+    for nothing in (without, shown(format_result_table(RunRecord.load(plain)))):
+        assert "ithout prompts" not in nothing
+        assert "Ablations" not in nothing
 
 
 def groups_of(comparison):

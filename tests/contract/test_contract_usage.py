@@ -36,7 +36,7 @@ class Watched(Finetune):
         self.heard = []
 
     def predict(self, batch, trace=None, without=frozenset()):
-        if not without:  # a control pass tells nothing
+        if not without:  # an ablation tells nothing
             self.heard.append((batch.keys, trace is not None))
         return super().predict(batch, trace, without)
 
@@ -95,11 +95,12 @@ def test_groups_hold_the_samples_that_the_task_puts_there(finished):
         assert groups[name]["total"]["visual"]["gates"] == pytest.approx(torch.cat(rows).mean(0).tolist(), rel=1e-4)
 
 
-def test_the_last_row_has_the_model_without_its_adapters_as_a_control(finished):
+def test_the_last_row_has_the_model_without_its_adapters_as_an_ablation(finished):
     _, _, folder, _ = finished
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    told = {(row["row"], "this model without its adapters" in row["controls"]) for row in rows}
-    assert told == {("classes0", False), ("labels0", True)}
+    assert {(row["row"], *row["ablations"]) for row in rows} == {("classes0",), ("labels0", "without adapters")}
+    assert all(row["primary"] in metrics for row in rows for metrics in row["ablations"].values())
+    assert not any("without" in name for row in rows for name in row["controls"])
 
 
 def test_nobody_listens_but_at_tests(finished):

@@ -11,6 +11,7 @@ import pytest
 from avcl_core.errors import IntegrityError
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import summarise, write_results
+from avcl_core.evaluation.table import ABLATIONS
 from avcl_core.stream import Experience, Stream, TestSet, concatenation
 
 GOLDEN = {("a", "a"): 80, ("b", "a"): 70, ("b", "b"): 75, ("c", "a"): 74, ("c", "b"): 60, ("c", "c"): 65} | {
@@ -268,6 +269,24 @@ def test_table_has_every_number_and_escapes_names(tmp_path):
     assert widths == {4}
 
 
+def test_ablations_stand_beside_the_controls_and_are_none_of_them(tmp_path):
+    lines = [line(r, t, v, ablations={}) for (r, t), v in GOLDEN.items()]
+    lines[-4]["ablations"] = {"without adapters": {"acc": 84.5, "other": 3.0}}
+    summary = write_results(write(tmp_path, lines))
+    first, second, *_ = summary.tests
+    assert (first.ablations, second.ablations) == ({"without adapters": 84.5}, {})
+    assert first.controls == second.controls == {"chance": 25.0, "majority": 40.0}
+    record = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert record["ablations"] == {"a": {"without adapters": {"acc": 84.5, "other": 3.0}}}
+    assert record["tests"][0]["ablations"] == {"without adapters": 84.5}
+    table = (tmp_path / "results" / "table.md").read_text()
+    assert "| without adapters | 84.50 | – | – | – |" in table.splitlines()
+    assert "*without adapters*" not in table  # italics are trivial predictors
+    assert ABLATIONS in table
+    write_results(write(tmp_path, [line(r, t, v) for (r, t), v in GOLDEN.items()]))  # an earlier run tells none
+    assert "ithout adapters" not in (tmp_path / "results" / "table.md").read_text()
+
+
 BAD = [
     ("results.jsonl", '{"row": "a"', "results.jsonl line 1: is not JSON"),
     ("results.jsonl", "[1]", "results.jsonl line 1: found list, expected an object"),
@@ -276,6 +295,7 @@ BAD = [
     ("results.jsonl", json.dumps(line("a", "a", "many")), "field metrics.acc: found 'many'"),
     ("results.jsonl", json.dumps(line("a", "a", 1, "avs")), "is 'avs', stream.json says 'task'"),
     ("results.jsonl", json.dumps(line("a", "a", 1, controls={"chance": {"f": 1}})), "control 'chance' lacks"),
+    ("results.jsonl", json.dumps(line("a", "a", 1, ablations={"without x": {"f": 1}})), "ablation 'without x' lacks"),
     ("results.jsonl", json.dumps(line("a", "a", 1)) + "\n" + json.dumps(line("a", "a", 2)), "line 2: .* twice"),
     ("metrics.jsonl", '{"session": 0, "epoch": 0, "validation": 3, "selected": true}', "line 1: field validation"),
     ("metrics.jsonl", '{"session": 0}', "metrics.jsonl line 1: field experience"),

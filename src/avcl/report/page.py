@@ -23,7 +23,7 @@ from avcl.report.usage import run_usage
 from avcl.report.usage_figures import usage_figures
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import Summary, TestSummary, summarise
-from avcl_core.evaluation.table import PLAIN, format_score, signed
+from avcl_core.evaluation.table import ABLATIONS, PLAIN, format_score, signed
 
 if TYPE_CHECKING:
     from avcl.sweep_stream import StreamTables
@@ -90,6 +90,7 @@ def render_run(folder: Path, out: Path | None = None) -> Path:
             missing=_missing(summary),
             unreferenced=_unreferenced(summary),
             plain=PLAIN,
+            ablations=ABLATIONS if any(test.ablations for test in summary.tests) else "",
             totals=_totals(summary.parameters),
         )
     )
@@ -149,18 +150,18 @@ def _bar(test: TestSummary) -> dict[str, Any] | None:
 
 
 def _block(summary: Summary, test: TestSummary) -> dict[str, Any]:
-    """All metrics of one test set: rows of the matrix across, metrics down, controls at the end."""
+    """All metrics of one test set: rows of the matrix across, metrics down, ablations and controls at the end."""
     cells = [(row, cell) for row in summary.rows if (cell := summary.matrix.cell(row, test.name)) is not None]
-    controls = summary.controls.get(test.name, {})
+    ablations, controls = summary.ablations.get(test.name, {}), summary.controls.get(test.name, {})
     names = list(dict.fromkeys(name for _, cell in cells for name in cell.metrics))
     rows = []
     for name in names:
         own = [cell.metrics.get(name) for _, cell in cells]
-        others = [metrics.get(name) for metrics in controls.values()]
+        others = [metrics.get(name) for metrics in (*ablations.values(), *controls.values())]
         # The scale of a secondary metric is not declared: two decimals suit percents, four suit fractions.
         finite = [abs(value) for value in (*own, *others) if value is not None and math.isfinite(value)]
         rows.append((name, 2 if max(finite, default=0.0) > 1.5 else 4, own, others))
-    return {"test": test, "after": [row for row, _ in cells], "controls": list(controls), "rows": rows}
+    return {"test": test, "after": [row for row, _ in cells], "others": [*ablations, *controls], "rows": rows}
 
 
 def _missing(summary: Summary) -> list[str]:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import summarise
-from avcl_core.evaluation.table import DASH, format_score, signed
+from avcl_core.evaluation.table import ABLATIONS, DASH, format_score, signed
 
 if TYPE_CHECKING:
     from avcl.report.comparison import Comparison
@@ -22,7 +22,7 @@ def _plain(text: str) -> Text:
 
 
 def format_result_table(record: RunRecord) -> Table:
-    """Return one run's test sets with metric, R[i,i], final result, drop and retention, and the controls below each."""
+    """Return one run's test sets with metric, R[i,i], final result, drop and retention, and ablations and controls below each."""
     summary = summarise(record)
     table = Table(
         title=_plain(
@@ -40,7 +40,8 @@ def format_result_table(record: RunRecord) -> Table:
         cells.append(format_score(test.retention.value, 1.0))
         cells += [signed(a.gaps[number].difference.value, test.ideal) for a in summary.references.values()]
         table.add_row(*(_plain(cell) for cell in (f"{test.name}: {test.primary}", *cells)))
-        shown = [*test.controls.items(), *((f"oracle: {name}", value) for name, value in test.bounds.items())]
+        shown = [*test.ablations.items(), *test.controls.items()]
+        shown += [(f"oracle: {name}", value) for name, value in test.bounds.items()]
         for name, value in shown:
             score = format_score(value, test.ideal)
             table.add_row(_plain(f"  {name}"), "", _plain(score), "", "", *("" for _ in gaps), style="dim")
@@ -48,6 +49,7 @@ def format_result_table(record: RunRecord) -> Table:
     reasons = dict.fromkeys(d.reason for d in summary.definitions if d.value is None)
     caption = ["; ".join(defined)] if defined else []
     caption += [f"{DASH}: {reason}" for reason in reasons]
+    caption += [ABLATIONS] if any(test.ablations for test in summary.tests) else []
     table.caption = _plain("\n".join(caption))
     table.caption_justify = "left"
     return table

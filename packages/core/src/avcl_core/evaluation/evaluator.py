@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Evaluation:
     """Metrics of one split, with the predictions that they were computed from and some samples to look at.
 
     Where the experience is hidden and a model sends samples to one, ``metrics`` has the ``routing_accuracy`` in percent.
+    ``controls`` are trivial predictors; ``ablations`` the trained model itself without a kind of its modules, no yardstick.
     ``usage`` says how the model's experts were used; ``None`` where it has nothing to tell. ``features`` is there where asked for.
     """
 
@@ -34,6 +35,7 @@ class Evaluation:
     examples: Sequence[Example] = ()
     usage: Usage | None = None
     features: SavedFeatures | None = None
+    ablations: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -45,12 +47,20 @@ class Evaluator:
         size: samples per forward pass.
         collective: ranks that share the work; each predicts its keys.
         check: called between batches; raises to stop.
+        sizes: task → samples per forward pass, where it is not ``size``.
     """
 
     def __init__(
-        self, loader: Loader, hidden: bool, size: int, collective: Collective, check: Callable[[], None] = lambda: None
+        self,
+        loader: Loader,
+        hidden: bool,
+        size: int,
+        collective: Collective,
+        check: Callable[[], None] = lambda: None,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.loader, self.hidden, self.size, self.collective, self.check = loader, hidden, size, collective, check
+        self.sizes = dict(sizes or {})
         self._trivial: dict[str, float] = {}
 
     def predict(
@@ -68,7 +78,7 @@ class Evaluator:
         """
         mine = experience.keys(split)[self.collective.rank :: self.collective.world]
         found: dict[str, Prediction] = {}
-        for batch in self.loader.batches(experience, split, self.size, mine):
+        for batch in self.loader.batches(experience, split, self.sizes.get(experience.task, self.size), mine):
             self.check()
             trace = Trace(means is not None) if counter is not None or means is not None else None
             decoded = method.predict(batch.question(self.hidden), trace, without)
@@ -97,7 +107,7 @@ class Evaluator:
 
         Args:
             features: whether to return the towers' mean final features beside the predictions.
-            ablate: whether the controls include the trained model without its prompts and without its adapters.
+            ablate: whether to score the trained model without its prompts and without its adapters too.
 
         Raises:
             RunError: features are asked of a model that tells none.
@@ -110,9 +120,10 @@ class Evaluator:
         controls = task.controls(self.loader.targets(experience, "train"), targets)
         if _vary(targets):  # where every sample has the same truth, dealing predictions out changes nothing
             controls["shuffled predictions"] = task.score(_dealt(predictions), targets)
+        ablations: dict[str, dict[str, float]] = {}
         for name, places in method.model.removable().items() if ablate else ():
             left = self.predict(method, experience, split, without=places)
-            controls[f"this model without its {name}"] = task.score(left, targets)
+            ablations[f"without {name}"] = task.score(left, targets)
         shown = ordered(predictions, "examples")[:COUNT]
         examples = task.examples(
             {key: predictions[key] for key in shown}, {key: targets[key] for key in shown}, task.dataset(split)
@@ -120,7 +131,7 @@ class Evaluator:
         usage = counter.usage(self.collective)
         saved = None if means is None else means.joined(list(predictions), self.collective)
         metrics = {**task.score(predictions, targets), **routing_accuracy(usage, method.model.slot(experience))}
-        return Evaluation(metrics, controls, predictions, examples, usage, saved)
+        return Evaluation(metrics, controls, predictions, examples, usage, saved, ablations)
 
     def skill(self, task: Task, experience: Experience, metrics: Mapping[str, float]) -> float:
         """Return the primary metric as a skill score: 0 for the best trivial predictor of the selection split, 1 if perfect.

@@ -33,6 +33,7 @@ class Evaluation(_Line):
     primary: str
     metrics: dict[str, float]
     controls: dict[str, dict[str, float]] = {}
+    ablations: dict[str, dict[str, float]] = {}
     oracles: list[str] = []
     samples: int
     ideal: float = 100.0
@@ -104,6 +105,7 @@ class RunRecord:
         method, model, seed: what was run.
         matrix: metrics of every test set after every row; its columns are the stream's test sets, in that order.
         controls: test set → name of a control → metrics.
+        ablations: test set → what the trained model of the last row was predicted without → metrics.
         oracles: test set → names of the controls that look at the test targets: bounds, not trivial predictors.
         samples: test set → number of evaluated samples.
         ideals: test set → value of a perfect primary metric.
@@ -122,6 +124,7 @@ class RunRecord:
     seed: int
     matrix: ResultMatrix
     controls: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    ablations: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
     ideals: dict[str, float] = field(default_factory=dict)
     oracles: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -178,7 +181,7 @@ class RunRecord:
         owned = _json(owned_file) if owned_file.exists() else []
         if not isinstance(owned, list):
             raise IntegrityError(f"{owned_file}: found {type(owned).__name__}, expected a list of tensors")
-        matrix, controls, samples, ideals, oracles = _results(run_folder / "results.jsonl", stream)
+        matrix, controls, ablations, samples, ideals, oracles = _results(run_folder / "results.jsonl", stream)
         return cls(
             stream=stream,
             method=run.method,
@@ -186,6 +189,7 @@ class RunRecord:
             seed=run.seed,
             matrix=matrix,
             controls=controls,
+            ablations=ablations,
             samples=samples,
             ideals=ideals,
             oracles=oracles,
@@ -217,11 +221,12 @@ def _reference(name: str, run_folder: Path, place: str, stream: Stream, seed: in
 
 def _results(
     file: Path, stream: Stream
-) -> tuple[ResultMatrix, dict, dict[str, int], dict[str, float], dict[str, tuple[str, ...]]]:
+) -> tuple[ResultMatrix, dict, dict, dict[str, int], dict[str, float], dict[str, tuple[str, ...]]]:
     matrix = ResultMatrix([test.name for test in stream.tests])
     rows = (START, *(experience.name for experience in stream.experiences))
     task_of = {test.name: stream.experience(test.experience).task for test in stream.tests}
     controls: dict[str, dict[str, dict[str, float]]] = {}
+    ablations: dict[str, dict[str, dict[str, float]]] = {}
     samples: dict[str, int] = {}
     ideals: dict[str, float] = {}
     oracles: dict[str, tuple[str, ...]] = {}
@@ -240,14 +245,15 @@ def _results(
             matrix.record(line.row, line.test, line.primary, line.metrics)
         except IntegrityError as error:
             raise IntegrityError(f"{where}: {error}") from error
-        for name, metrics in line.controls.items():
-            if line.primary not in metrics:
-                raise IntegrityError(f"{where}: control {name!r} lacks the primary metric {line.primary!r}")
-            controls.setdefault(line.test, {})[name] = dict(metrics)
+        for kind, told, kept in (("control", line.controls, controls), ("ablation", line.ablations, ablations)):
+            for name, metrics in told.items():
+                if line.primary not in metrics:
+                    raise IntegrityError(f"{where}: {kind} {name!r} lacks the primary metric {line.primary!r}")
+                kept.setdefault(line.test, {})[name] = dict(metrics)
         samples[line.test] = line.samples
         ideals[line.test] = line.ideal
         oracles[line.test] = tuple(line.oracles)
-    return matrix, controls, samples, ideals, oracles
+    return matrix, controls, ablations, samples, ideals, oracles
 
 
 def _text(file: Path) -> str:

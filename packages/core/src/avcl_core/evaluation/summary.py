@@ -58,6 +58,7 @@ class TestSummary:
     Attributes:
         values: row → primary metric (NaN: undefined); rows where it was not evaluated are absent.
         controls: trivial predictor → primary metric; ``bounds``: predictor that knows the test targets → primary metric.
+        ablations: what the trained model of the last row was predicted without → primary metric; never something to beat.
         learnt: R[i,i], right after its experience.
         final: the result after the last experience; with a model per experience, the one of its own model.
         best: max over i ≤ t < T of R[t,i]; ``drop``: best − R[T,i], its term of FM; ``retention``: R[T,i] / R[i,i].
@@ -72,6 +73,7 @@ class TestSummary:
     samples: int
     values: dict[str, float]
     controls: dict[str, float]
+    ablations: dict[str, float]
     bounds: dict[str, float]
     learnt: Value
     final: Value
@@ -145,6 +147,7 @@ class Summary:
     skipped: tuple[str, ...]
     matrix: ResultMatrix
     controls: dict[str, dict[str, dict[str, float]]]
+    ablations: dict[str, dict[str, dict[str, float]]]
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``summary.json``: strict JSON, without times, ids or paths."""
@@ -176,6 +179,7 @@ def summarise(record: RunRecord) -> Summary:
         skipped=tuple(f"{s.task} {s.split} {s.key}: {s.reason}" for s in record.skipped),
         matrix=record.matrix,
         controls=record.controls,
+        ablations=record.ablations,
     )
 
 
@@ -265,6 +269,7 @@ def _test(record: RunRecord, name: str, setting: Setting) -> TestSummary:
         samples=record.samples.get(name, 0),
         values={row: matrix.value(row, name) for row in matrix.rows if matrix.cell(row, name)},
         controls={control: value for control, value in known.items() if control not in oracles},
+        ablations={part: metrics[primary] for part, metrics in record.ablations.get(name, {}).items() if primary},
         bounds={control: value for control, value in known.items() if control in oracles},
         learnt=learnt,
         final=final,

@@ -20,6 +20,8 @@ PLAIN = (
     "in another, so read the test sets first."
 )
 
+ABLATIONS = "Without prompts, without adapters: the trained model predicted without them, after the last row only; not controls."
+
 
 def format_score(value: float | None, ideal: float) -> str:
     """Return a score as tables print it: two decimals on a percent scale, four on a unit scale, a dash for ``None``."""
@@ -103,10 +105,14 @@ def write_table(summary: Summary) -> str:
         [row, *(format_score(test.values[row], test.ideal) if row in test.values else DASH for test in tests)]
         for row in summary.rows
     ]
+    ablations = dict.fromkeys(name for test in tests for name in test.ablations)
+    for name in ablations:
+        body.append([name, *(format_score(test.ablations.get(name), test.ideal) for test in tests)])
     for control in dict.fromkeys(name for test in tests for name in test.controls):
         body.append([f"*{control}*", *(format_score(test.controls.get(control), test.ideal) for test in tests)])
     lines += markdown_table(["after", *(f"{test.name} ({test.primary})" for test in tests)], body)
     lines += ["", "Rows in italics are trivial predictors. A dash is a test set that was not evaluated there.", ""]
+    lines += [ABLATIONS, ""] if ablations else []
     lines += ["## Test sets", ""]
     header = ["test set", "metric", "samples", "controls", "R[i,i]", "final", "best before", "drop", "retention"]
     body = []

@@ -82,6 +82,11 @@ class Method:
         self.model, self.tasks, self.options, self.seed = model, dict(tasks), options, seed
         self.collective = Collective()
 
+    @classmethod
+    def needs(cls, options: Options) -> tuple[str, ...]:
+        """Return which ``stream.task_id`` the method can work with under these options; by default either."""
+        return ("given", "hidden")
+
     # ------------------------------------------------------------------ what is learnt when
     @classmethod
     def sessions(cls, stream: Stream) -> tuple[Session, ...]:
@@ -154,7 +159,7 @@ class Method:
 
         Args:
             trace: hears what the model's modules tell.
-            without: places at which no module acts, for a control (:meth:`Model.removable`).
+            without: places at which no module acts, for an ablation (:meth:`Model.removable`).
         """
         with without_gradients(self.model), evaluation_mode(self.model):
             ctx = replace(self.context(batch, training=False), trace=trace, without=without)

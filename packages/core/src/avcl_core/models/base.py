@@ -124,7 +124,7 @@ class Model(nn.Module):
         return module
 
     def removable(self) -> dict[str, frozenset[Place]]:
-        """Return what the model can be predicted without, as a control: kind of modules → the places where they act."""
+        """Return what the model can be predicted without, as an ablation: kind of modules → the places where they act."""
         taken = {place for (_, _, place), modules in self.sites.items() if modules}
         return {name: places for name, places in _REMOVABLE.items() if places & taken}
 
