@@ -52,9 +52,9 @@ def test_wrong_key_names_file_line_and_nearest_key(avcl, tmp_path: Path) -> None
 
 
 def test_wrong_key_of_a_method_and_wrong_value(avcl, tmp_path: Path) -> None:
-    code, err, _ = avcl("config", "show", "method.memroy=4")
+    code, err, _ = avcl("config", "show", "embedded", "method.memroy=4")
     assert (code, "did you mean 'memory'" in one_line(err)) == (2, True)
-    code, err, _ = avcl("config", "show", "training.epochs=none")
+    code, err, _ = avcl("config", "show", "embedded", "training.epochs=none")
     assert (code, "training.epochs: found 'none'" in one_line(err)) == (2, True)
 
 
@@ -72,7 +72,7 @@ def test_unknown_names_get_the_nearest(avcl) -> None:
 def test_missing_files(avcl, tmp_path: Path) -> None:
     code, err, _ = avcl("run", str(tmp_path / "absent.yaml"))
     assert (code, "absent.yaml" in one_line(err)) == (2, True)
-    code, err, _ = avcl("run", "data.world=null", f"data.root={tmp_path}")
+    code, err, _ = avcl("run", "embedded", "data.world=null", f"data.root={tmp_path}")
     assert code == 3
     assert "no prepared data of ave; make it with: avcl data prepare ave" in one_line(err)
     code, err, _ = avcl("resume", str(tmp_path))
@@ -93,7 +93,7 @@ def test_truncated_mp4_is_verified_quarantined_and_refused(avcl, source: Path, t
     root = tmp_path / "root"
     code, _, out = avcl("data", "prepare", "ave", str(source), "--root", str(root), "--size", "64", "--workers", "1")
     assert (code, "1 quarantined" in out) == (0, True)
-    code, err, _ = avcl("run", "data.world=null", f"data.root={root}", "stream.tasks=[ave]")
+    code, err, _ = avcl("run", "embedded", "data.world=null", f"data.root={root}", "stream.tasks=[ave]")
     assert code == 3
     assert video.name in one_line(err)
 
@@ -103,7 +103,9 @@ def test_skipping_is_bounded_by_its_budget(avcl, source: Path, tmp_path: Path) -
     video.write_bytes(b"")
     root = tmp_path / "root"
     avcl("data", "prepare", "ave", str(source), "--root", str(root), "--size", "64", "--workers", "1")
-    code, err, _ = avcl("run", "data.world=null", f"data.root={root}", "stream.tasks=[ave]", "data.on_bad_sample=skip")
+    code, err, _ = avcl(
+        "run", "embedded", "data.world=null", f"data.root={root}", "stream.tasks=[ave]", "data.on_bad_sample=skip"
+    )
     assert code == 3
     assert "more than data.skip_budget" in one_line(err)
 
@@ -155,7 +157,7 @@ def test_one_broken_clip_in_a_hundred_stops_a_run_and_trains_only_with_a_budget_
             "method.name=finetune",
             "model.name=frozen",
         )
-        code, err, _ = avcl("run", *alone, "data.world=null", f"data.root={root}", "runs=runs", *overrides)
+        code, err, _ = avcl("run", "embedded", *alone, "data.world=null", f"data.root={root}", "runs=runs", *overrides)
         return code, err
 
     code, err = train()

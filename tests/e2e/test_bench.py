@@ -57,7 +57,9 @@ def test_every_task_and_phase_is_measured_with_replay_from_the_tasks_before(over
 def test_the_command_prints_json(overrides: list[str], monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     from avcl.cli import main
 
-    monkeypatch.setattr(sys, "argv", ["avcl", "bench", *overrides, "stream.tasks=[ave]", "--steps", "1", "--json"])
+    monkeypatch.setattr(
+        sys, "argv", ["avcl", "bench", "embedded", *overrides, "stream.tasks=[ave]", "--steps", "1", "--json"]
+    )
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code in (0, None)

@@ -66,7 +66,7 @@ def wait_for_a_commit(overrides: list[str], since: set[Path], child: Child) -> N
 def test_killed_and_stopped_then_resumed_with_everything_done_once(
     small: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    child = command("run", *small, "references=[single,joint]")
+    child = command("run", "embedded", *small, "references=[single,joint]")
     wait_for_a_commit(small, set(), child)
     os.killpg(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
