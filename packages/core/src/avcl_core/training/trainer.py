@@ -18,7 +18,6 @@ from avcl_core.seeding import seed_step
 from avcl_core.stream import Experience, Session, Stream
 from avcl_core.task import Task
 from avcl_core.training.checkpoint import TRAINED, Checkpoint, CheckpointStore
-from avcl_core.training.drift import learning, refuse_drift, resting_digests
 from avcl_core.training.loader import Loader
 from avcl_core.training.optimizers import NamedOptimizer
 from avcl_core.training.options import TrainingOptions
@@ -71,9 +70,8 @@ class Trainer:
         self.recorder, self.digests, self.preemption = recorder, dict(digests), preemption
         self.collective, self.autocast, self.progress = collective, autocast, progress
         self.initialise = initialise
-        sizes = {name: options.of({name}).evaluation_batch for name in self.tasks}
         self.evaluator = Evaluator(
-            loader, stream.task_id == "hidden", options.evaluation_batch, collective, self._check, sizes
+            loader, stream.task_id == "hidden", options.evaluation_batch, collective, self._check
         )
         self.at = Position()
         self.matrix = ResultMatrix([test.name for test in stream.tests])
@@ -82,25 +80,19 @@ class Trainer:
         self.finished_optimizers: dict[str, Any] = {}
         self.method: Method = None  # type: ignore[assignment]  # built when the loop opens its first session
         self.frozen: dict[str, str] = {}
-        self.resting: dict[str, str] = {}
         self.grown: set[str] = set()
         self._refuse_empty_splits()
 
     def _refuse_empty_splits(self) -> None:
         needed = [(self.stream.experience(test.experience), test.split) for test in self.stream.tests]
-        for session in self.sessions:
-            if self._options_of(session).selection == "best":
-                needed += [(experience, experience.selection) for experience in session.experiences]
+        if self.options.selection == "best":
+            needed += [(experience, experience.selection) for experience in self.stream.experiences]
         for experience, split in needed:
             if not experience.keys(split):
                 raise ConfigError(
                     f"experience {experience.name} has no {split} samples; they are needed for evaluation, and for"
-                    " training.selection=best (choose last to do without, here or in"
-                    f" training.tasks.{experience.task})"
+                    " training.selection=best (choose last to do without)"
                 )
-
-    def _options_of(self, session: Session) -> TrainingOptions:
-        return self.all_options.of({experience.task for experience in session.experiences})
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> ResultMatrix:
@@ -119,7 +111,7 @@ class Trainer:
 
     def _open(self, session: Session) -> Method:
         """Make sure that the session's model exists, with everything grown that its experiences need."""
-        self.options = self._options_of(session)
+        self.options = self.all_options.of({experience.task for experience in session.experiences})
         begins = self.at.phase == "before" and self.at.index == 0
         others = self.grown - {e.name for e in session.experiences}
         if self.method is None or (session.fresh and begins and others):
@@ -205,9 +197,7 @@ class Trainer:
                         "epoch": epoch,
                         "step": step,
                     }
-                    rates = {name: self.optimizers[name].rates() for name in stepper.gradients}
-                    norms = {name: float(value) for name, value in stepper.gradients.items()}
-                    self.recorder.metrics({**record, "loss": parts, "lr": rates, "gradient_norm": norms})
+                    self.recorder.metrics({**record, "loss": parts})
                     self.progress(_line(session, epoch, parts), (epoch + step / len(plan)) / self.options.epochs)
                 self.at = replace(self.at, step=step + 1)
                 stopping = self._stop_requested()
@@ -219,13 +209,22 @@ class Trainer:
             self._select(session, method, epoch)
             self._move(epoch=epoch + 1, step=0)
             self._pause()
-        refuse_drift(f"{session.row}: training", method.model, self.frozen, self.resting)
         if self.best.state:
             Owners(method.model).load(self.best.state)
+        self._refuse_drift(session, method)
         self.finished_optimizers = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
         self.best = Best()
         self._move(phase="after", index=0, epoch=0, step=0)
         self._pause()
+
+    def _refuse_drift(self, session: Session, method: Method) -> None:
+        now = Owners(method.model).frozen_digests()
+        changed = sorted(name for name, digest in self.frozen.items() if now.get(name) != digest)
+        if changed:
+            raise RunError(
+                f"{session.row}: {len(changed)} frozen tensors changed, first {changed[0]}; give what learns an owner, and"
+                " leave the rest as it was loaded"
+            )
 
     def _stop_requested(self) -> bool:
         """Whether any rank was asked to stop; then every rank is."""
@@ -236,12 +235,10 @@ class Trainer:
 
     def _prepare_training(self, session: Session, method: Method) -> tuple[Stepper, list[int]]:
         live = self._set_trainable(session, method)
-        if not (self.at.epoch or self.at.step):
-            self.resting = resting_digests(method.model, live)
         lengths = [len(self._plan(session, epoch)) for epoch in range(self.options.epochs)]
         owners = Owners(method.model)
         self.optimizers = {
-            name: NamedOptimizer(groups, owners, self.options, lengths)
+            name: NamedOptimizer(groups, owners, self.options, sum(lengths))
             for name, groups in method.optimizers(session).items()
         }
         self._refuse_unoptimised(method, owners)
@@ -304,7 +301,7 @@ class Trainer:
             method.after(experience, self._data(experience))
             self._move(index=index + 1)
             self._pause()
-        refuse_drift(f"{session.row}: after()", method.model, self.frozen, self.resting)
+        self._refuse_drift(session, method)
         self.recorder.ownership(Owners(method.model).report())
         self._move(phase="evaluate", index=0)
 
@@ -338,13 +335,12 @@ class Trainer:
             self._move(f"after-{session.row}", phase="done", index=0)
 
     def _set_trainable(self, session: Session, method: Method) -> tuple[str, ...]:
-        patterns = learning(method, session.experiences)
+        patterns = [pattern for experience in session.experiences for pattern in method.active(experience)]
         Owners(method.model).set_trainable(patterns)
-        return patterns
+        return tuple(patterns)
 
     def _data(self, experience: Experience) -> SessionData:
-        size = self.all_options.of({experience.task}).evaluation_batch
-        return SessionData(self.loader, experience, size, self._check)
+        return SessionData(self.loader, experience, self.options.evaluation_batch, self._check)
 
     def _enter_hooks(self, session: Session, method: Method) -> None:
         # The same state whether the session came here by training or by a resume.
@@ -367,7 +363,6 @@ class Trainer:
             "best": {"skill": self.best.skill if self.best.epoch >= 0 else None, "epoch": self.best.epoch},
             "offsets": self.recorder.offsets(),
             "digests": self.digests,
-            "resting": self.resting,
         }
         if self.collective.rank == 0:
             held = {row.name: row.owner for row in owners.rows.values()}
@@ -408,7 +403,6 @@ class Trainer:
             ) from error
         self.method.load(checkpoint.method)
         self.finished_optimizers = dict(checkpoint.optimizer)
-        self.resting = dict(state["resting"])
         skill, epoch = state["best"]["skill"], state["best"]["epoch"]
         self.best = Best(float("-inf") if skill is None else skill, epoch, dict(checkpoint.selected))
         return state
