@@ -81,6 +81,29 @@ def test_an_experience_is_gone_through_as_often_as_it_says(passes, epochs):
     assert passes != epochs or plans == [epoch_plan(both, 0, epoch, 4) for epoch in range(epochs)]
 
 
+def test_an_experience_with_less_than_a_sample_per_epoch_has_no_step_in_some():
+    both = session(3, 4)
+    plans = [epoch_plan(both, 0, epoch, 4, 1, 10, {"e0": 2}) for epoch in range(10)]
+    seen = [[k for p in plan if p.experience.name == "e0" for k in p.keys] for plan in plans]
+    assert sorted(k for keys in seen for k in keys) == sorted([*both.experiences[0].train] * 2)
+    assert sorted(map(len, seen)) == [0] * 4 + [1] * 6
+    assert all(portion.keys for plan in plans for portion in plan)
+
+
+def test_an_epoch_without_any_sample_is_refused_with_passes_and_epochs():
+    with pytest.raises(ConfigError) as failure:
+        epoch_plan(session(3), 0, 0, 4, 1, 10, {"e0": 2})
+    message = str(failure.value)
+    assert "epoch 1 has no training sample (e0: 2 passes over 3 training samples in 10 epochs)" in message
+    assert "set training.epochs lower, or training.tasks.t.epochs higher" in message
+
+
+def test_a_share_of_an_epoch_that_is_smaller_than_the_ranks_is_refused_with_passes_and_epochs():
+    both = session(3, 4)
+    with pytest.raises(ConfigError, match=r"e0: 2 passes over 3 training samples in 10 epochs leave epoch 2 1 of them"):
+        [epoch_plan(both, 0, epoch, 4, 2, 10, {"e0": 2}) for epoch in range(10)]
+
+
 def test_samples_of_a_group_stand_together_in_an_order_of_the_groups_that_changes():
     one = session(40)
     name = one.experiences[0].name

@@ -32,7 +32,8 @@ def epoch_plan(
     """Return the steps of an epoch.
 
     Every training sample of every experience of the session occurs once; the batches of several experiences alternate
-    in random order. An experience that ``passes`` names is gone through that often in all epochs together, in equal parts.
+    in random order. An experience that ``passes`` names is gone through that often in all epochs together, in equal parts; where
+    these are less than a sample, some epochs have no step of it.
 
     Args:
         least: smallest size of a last, ragged batch (the number of ranks); a smaller one joins the batch before it.
@@ -41,25 +42,46 @@ def epoch_plan(
         passes: experience → how often its samples are seen in the session; as often as there are epochs by default.
 
     Raises:
-        ConfigError: an experience has fewer than ``least`` training samples, or a batch is smaller than ``least``.
+        ConfigError: an experience has fewer than ``least`` training samples, in all or for this epoch; a batch is smaller than
+            ``least``; or no experience has any for this epoch.
     """
     if batch_size < least:
         raise ConfigError(f"training.batch_size is {batch_size}; {least} ranks need at least one sample each")
     portions: list[tuple[int, Portion]] = []
+    often = {e.name: (passes or {}).get(e.name, epochs) for e in session.experiences}
     for experience in session.experiences:
-        group = (together or {}).get(experience.name)
-        keys = _part(experience, seed, epoch, epochs, (passes or {}).get(experience.name, epochs), group)
-        if len(keys) < least:
+        if len(experience.train) < least:
             raise ConfigError(
-                f"experience {experience.name} has {len(keys)} training samples; at least {least} are needed, one per rank"
+                f"experience {experience.name} has {len(experience.train)} training samples; at least {least} are needed, one per"
+                " rank"
             )
+        group = (together or {}).get(experience.name)
+        keys = _part(experience, seed, epoch, epochs, often[experience.name], group)
+        if 0 < len(keys) < least:
+            raise ConfigError(
+                f"experience {experience.name}: {_share(experience, often, epochs)} leave epoch {epoch + 1} {len(keys)} of them, fewer"
+                f" than the {least} ranks; set training.tasks.{experience.task}.epochs higher, training.epochs lower, or"
+                " take fewer ranks"
+            )
+        if not keys:
+            continue
         cuts = list(range(0, len(keys), batch_size))
         if len(cuts) > 1 and len(keys) - cuts[-1] < least:
             cuts.pop()
         for begin, end in zip(cuts, [*cuts[1:], len(keys)], strict=True):
             rank = derive(seed, "alternate", experience.name, epoch, begin)
             portions.append((rank, Portion(experience, tuple(keys[begin:end]))))
+    if not portions:
+        shares = "; ".join(f"{e.name}: {_share(e, often, epochs)}" for e in session.experiences)
+        raise ConfigError(
+            f"epoch {epoch + 1} has no training sample ({shares}); set training.epochs lower, or"
+            f" training.tasks.{session.experiences[0].task}.epochs higher"
+        )
     return [portion for _, portion in sorted(portions, key=lambda entry: entry[0])]
+
+
+def _share(experience: Experience, passes: Mapping[str, int], epochs: int) -> str:
+    return f"{passes[experience.name]} passes over {len(experience.train)} training samples in {epochs} epochs"
 
 
 def _part(
