@@ -165,7 +165,7 @@ def _stepper(assembly: Assembly, method: Method, session: Session, training: Tra
     live = tuple(pattern for experience in session.experiences for pattern in method.active(experience))
     owners.set_trainable(live)
     optimizers = {
-        name: NamedOptimizer(groups, owners, training, length * training.epochs)
+        name: NamedOptimizer(groups, owners, training, [length] * training.epochs)
         for name, groups in method.optimizers(session).items()
     }
     return Stepper(

@@ -10,7 +10,7 @@ from toys.regression import Regressor
 from toys.users import USERS, pair, seen, tasks
 
 from avcl_core.batch import Batch
-from avcl_core.errors import ConfigError, RunError
+from avcl_core.errors import ConfigError, RunError, Stopped
 from avcl_core.methods.base import Method
 from avcl_core.methods.finetune import Finetune
 from avcl_core.methods.joint import Joint
@@ -18,7 +18,7 @@ from avcl_core.methods.single import Single
 from avcl_core.models.residual_adapters import ResidualAdapters
 from avcl_core.ownership import Owners, Snapshot, own, train_mode
 from avcl_core.testing import ToyRun, toy_task
-from avcl_core.testing.toy_run import Stop, differences, run_interrupted, run_straight
+from avcl_core.testing.toy_run import Countdown, Stop, differences, run_interrupted, run_straight
 from avcl_core.training.optimizers import schedule
 from avcl_core.walk import Ctx
 
@@ -239,6 +239,76 @@ def test_a_change_of_a_frozen_tensor_is_named(folder):
         replace(PLAIN, method=Drifts).trainer(folder).run()
 
 
+HEADS = r"changed whose owners do not learn now: heads\.labels\.\S+ \(head:labels\)"
+
+
+class Quarrels(Method):
+    """Changes the head of the first task while, or right after, the second is learnt."""
+
+    where = "after_backward"
+
+    def quarrel(self, where):
+        heads = Owners(self.model).match(("head:labels",)).values()
+        if where == self.where and not any(p.requires_grad for p in heads):
+            with torch.no_grad():
+                next(iter(heads)).view(-1)[0] += 1e-6
+
+    def before(self, experience, data):
+        self.quarrel("before")
+
+    def after_backward(self, update):
+        self.quarrel("after_backward")
+
+    def after(self, experience, data):
+        self.quarrel("after")
+
+
+@pytest.mark.parametrize(("where", "when"), [("after_backward", "training"), ("after", r"after\(\)")])
+def test_a_change_of_what_others_own_is_named(where, when, folder):
+    method = type("Quarrels", (Quarrels,), {"where": where})
+    with pytest.raises(RunError, match=rf"classes0: {when}: 1 tensors {HEADS}"):
+        replace(PLAIN, method=method).trainer(folder).run()
+
+
+def test_a_change_of_what_others_own_before_training_is_the_methods_own_business(folder):
+    method = type("Quarrels", (Quarrels,), {"where": "before"})
+    assert replace(PLAIN, method=method).trainer(folder).run()
+
+
+class Stirs(Method):
+    """Every module is in train mode in every step, so that statistics move which do not learn."""
+
+    def step(self, current, replayed):
+        self.model.heads.train()
+        with torch.no_grad():
+            for row in Owners(self.model).rows.values():
+                if row.kind == "buffer" and row.owner != f"head:{current.task}" and row.name.endswith("running_mean"):
+                    row.tensor.add_(1e-6)
+        yield from super().step(current, replayed)
+
+
+def test_a_change_of_a_buffer_that_others_own_is_named(folder):
+    toy = ToyRun(seen, Regressor, Stirs, tasks(mask=1, classes=1))
+    with pytest.raises(RunError, match=r"running_mean \(head:mask\)"):
+        toy.trainer(folder).run()
+
+
+def test_a_change_before_a_stop_is_found_after_it(folder):
+    """Digests are those of the beginning of the session, not of the resume."""
+    method = type("Quarrels", (Quarrels,), {"where": "after_backward"})
+    toy = replace(PLAIN, method=method)
+    _, asked = run_straight(PLAIN, folder / "straight")
+    at = [i for i, stop in enumerate(asked) if (stop.phase, stop.session) == ("train", 1)][-1]
+    with pytest.raises(Stopped):
+        toy.trainer(folder / "stopped", Countdown(at)).run()
+    resumed = PLAIN.trainer(folder / "stopped")
+    resumed.resume()
+    assert resumed.at.phase == "train"
+    assert resumed.at.epoch or resumed.at.step
+    with pytest.raises(RunError, match=HEADS):
+        resumed.run()
+
+
 def test_the_first_hook_can_be_stopped_and_resumed(folder):
     class Long(Method):
         def before(self, experience, data):
@@ -263,6 +333,32 @@ def test_a_split_without_samples_is_refused_before_any_work(folder):
         empty.trainer(folder)
     last = empty.training.model_copy(update={"selection": "last", "epochs": 1})
     replace(empty, training=last).trainer(folder).run()
+
+
+def test_a_tasks_own_selection_decides_which_splits_it_needs(folder):
+    empty = replace(PLAIN, tasks={"labels": toy_task("labels", samples=(4, 0, 2)), "classes": toy_task("classes", 1)})
+    own = empty.training.model_copy(update={"epochs": 1, "tasks": {"labels": {"selection": "last"}}})
+    replace(empty, training=own).trainer(folder / "last").run()
+    other = empty.training.model_copy(update={"selection": "last", "tasks": {"labels": {"selection": "best"}}})
+    with pytest.raises(ConfigError, match=r"labels0 has no val samples.*training\.tasks\.labels\.selection"):
+        replace(empty, training=other).trainer(folder / "best")
+
+
+def test_hooks_and_evaluation_take_the_tasks_own_batch(folder):
+    sizes = {}
+
+    class Sized(Observes):
+        def predict(self, batch, trace=None, without=frozenset()):
+            sizes.setdefault(batch.task, set()).add(len(batch))
+            return super().predict(batch, trace, without)
+
+    training = PLAIN.training.model_copy(update={"epochs": 1, "tasks": {"labels": {"evaluation_batch": 1}}})
+    trainer = replace(PLAIN, method=Sized, training=training).trainer(folder)
+    hooks = {e.task: next(iter(trainer._data(e).batches())) for e in trainer.stream.experiences}
+    trainer.run()
+    assert sizes["labels"] == {1}
+    assert max(sizes["classes"]) > 1
+    assert {task: len(batch) for task, batch in hooks.items()} == {"labels": 1, "classes": 3}
 
 
 def test_best_epoch_is_restored_before_the_passes_after_training(folder):
@@ -338,13 +434,36 @@ def watched_steps(toy, folder):
 def test_the_learning_rate_follows_the_schedule_over_the_whole_session(folder):
     options = PLAIN.training
     rates = [rate for rate, _ in watched_steps(replace(PLAIN, tasks=tasks(classes=1)), folder)]
-    assert rates == pytest.approx([options.lr * schedule(options, index, 4) for index in range(4)])
+    assert rates == pytest.approx([options.lr * schedule(options, index, [2, 2]) for index in range(4)])
 
 
 def test_gradients_are_clipped_to_the_norm(folder):
     training = PLAIN.training.model_copy(update={"clip": 0.01, "epochs": 1})
     norms = [norm for _, norm in watched_steps(replace(PLAIN, training=training), folder)]
     assert norms == pytest.approx([0.01] * 4, rel=1e-4)
+
+
+def test_logged_steps_have_rates_and_norms_before_clipping(folder):
+    training = PLAIN.training.model_copy(update={"clip": None, "log_every": 2})
+    toy = replace(PLAIN, tasks=tasks(classes=1), training=training)
+    found = watched_steps(toy, folder)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    logged = [record for record in records if "loss" in record]
+    assert len(logged) == 2  # the first step of each epoch of two
+    for record, (rate, norm) in zip(logged, found[::2], strict=True):
+        assert record["lr"] == {"main": [rate]}
+        assert record["gradient_norm"] == {"main": pytest.approx(norm)}
+    clipped = replace(toy, training=training.model_copy(update={"clip": 1e-3})).trainer(folder / "clipped")
+    clipped.run()
+    first = json.loads((folder / "clipped/metrics.jsonl").read_text().splitlines()[0])
+    assert first["gradient_norm"] == logged[0]["gradient_norm"]
+
+
+def test_each_optimiser_of_a_step_is_logged(folder):
+    USERS["generated heads"].trainer(folder).run()
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["lr"].keys() == first["gradient_norm"].keys() == {"main", "prototypes"}
+    assert len(first["lr"]["main"]) == 2
 
 
 def test_an_update_changes_only_the_owners_it_names(folder):

@@ -18,8 +18,8 @@ from avcl_core.training.position import Best
 
 def test_steps_fall_after_every_so_many_epochs():
     options = TrainingOptions(epochs=6, schedule="step", decay=0.1, decay_every=2, warmup=0.0)
-    total = 6 * 5  # five optimiser steps an epoch
-    factors = [schedule(options, index, total) for index in range(total)]
+    lengths = [5] * 6  # five optimiser steps an epoch
+    factors = [schedule(options, index, lengths) for index in range(30)]
     assert factors == pytest.approx([1.0] * 10 + [0.1] * 10 + [0.01] * 10)
 
 

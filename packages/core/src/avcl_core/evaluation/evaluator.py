@@ -47,12 +47,20 @@ class Evaluator:
         size: samples per forward pass.
         collective: ranks that share the work; each predicts its keys.
         check: called between batches; raises to stop.
+        sizes: task → samples per forward pass, where it is not ``size``.
     """
 
     def __init__(
-        self, loader: Loader, hidden: bool, size: int, collective: Collective, check: Callable[[], None] = lambda: None
+        self,
+        loader: Loader,
+        hidden: bool,
+        size: int,
+        collective: Collective,
+        check: Callable[[], None] = lambda: None,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.loader, self.hidden, self.size, self.collective, self.check = loader, hidden, size, collective, check
+        self.sizes = dict(sizes or {})
         self._trivial: dict[str, float] = {}
 
     def predict(
@@ -70,7 +78,7 @@ class Evaluator:
         """
         mine = experience.keys(split)[self.collective.rank :: self.collective.world]
         found: dict[str, Prediction] = {}
-        for batch in self.loader.batches(experience, split, self.size, mine):
+        for batch in self.loader.batches(experience, split, self.sizes.get(experience.task, self.size), mine):
             self.check()
             trace = Trace(means is not None) if counter is not None or means is not None else None
             decoded = method.predict(batch.question(self.hidden), trace, without)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from avcl_core.methods.base import Group
+from avcl_core.errors import RunError
+from avcl_core.methods.base import Group, Method
 from avcl_core.ownership import Owners
+from avcl_core.stream import Session
 from avcl_core.training.options import TrainingOptions
 
 
@@ -21,11 +25,13 @@ class NamedOptimizer:
         groups: later groups take what earlier ones left.
         owners: the ownership table; only parameters that require a gradient are taken.
         options: learning rate, decay and schedule.
-        total_steps: steps of the session, for the schedule.
+        lengths: steps of each epoch of the session, for the schedule.
     """
 
-    def __init__(self, groups: Sequence[Group], owners: Owners, options: TrainingOptions, total_steps: int) -> None:
-        self.options, self.total_steps = options, total_steps
+    def __init__(
+        self, groups: Sequence[Group], owners: Owners, options: TrainingOptions, lengths: Sequence[int]
+    ) -> None:
+        self.options, self.lengths = options, tuple(lengths)
         self.names: dict[str, nn.Parameter] = {}
         described = []
         for group in groups:
@@ -44,10 +50,14 @@ class NamedOptimizer:
 
     def step(self, index: int) -> None:
         """Apply step ``index`` (0-based within the session) at the scheduled learning rate."""
-        factor = schedule(self.options, index, self.total_steps)
+        factor = schedule(self.options, index, self.lengths)
         for group in self.inner.param_groups:
             group["lr"] = self.options.lr * group["rate"] * factor
         self.inner.step()
+
+    def rates(self) -> list[float]:
+        """Return the different learning rates of the latest step, in order of the groups."""
+        return list(dict.fromkeys(float(group["lr"]) for group in self.inner.param_groups))
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Return parameter name → optimiser state tensors."""
@@ -75,21 +85,49 @@ class NamedOptimizer:
             }
 
 
-def schedule(options: TrainingOptions, index: int, total: int) -> float:
-    """Return the factor on the learning rate at step ``index`` of ``total``: linear warm-up, then constant, cosine or steps.
+def named_optimizers(
+    method: Method, session: Session, options: TrainingOptions, lengths: Sequence[int]
+) -> dict[str, NamedOptimizer]:
+    """Return the optimisers that ``method`` asks for in ``session``, by name.
 
-    By epoch without warm-up, the cosine is that of ``CosineAnnealingLR`` with ``T_max`` = epochs, stepped after each epoch.
+    Raises:
+        RunError: a parameter requires a gradient and is in no group.
     """
+    owners = Owners(method.model)
+    made = {
+        name: NamedOptimizer(groups, owners, options, lengths) for name, groups in method.optimizers(session).items()
+    }
+    taken = {name for optimizer in made.values() for name in optimizer.names}
+    left = [name for name, p in owners.match().items() if p.requires_grad and name not in taken]
+    if left:
+        raise RunError(
+            f"{type(method).__name__}.optimizers leaves out {len(left)} learning tensors, first {left[0]}"
+            f" ({owners.rows[left[0]].owner}); add a group for it, or take its owner out of active()"
+        )
+    return made
+
+
+def schedule(options: TrainingOptions, index: int, lengths: Sequence[int]) -> float:
+    """Return the factor on the learning rate at step ``index``: linear warm-up, then constant, cosine or steps.
+
+    By epoch without warm-up, and where epochs are equally long, the cosine is that of ``CosineAnnealingLR`` with ``T_max`` = epochs,
+    stepped after each epoch.
+
+    Args:
+        index: 0-based number of the step within the session.
+        lengths: steps of each of its epochs, which may differ (:func:`avcl_core.training.order.epoch_plan`).
+    """
+    ends = list(itertools.accumulate(lengths))
+    total = ends[-1]
     warm = math.ceil(options.warmup * total)
     if index < warm:
         return (index + 1) / warm
     if options.schedule == "constant":
         return 1.0
+    epoch = bisect.bisect_right(ends, index)
     if options.decay is not None and options.decay_every is not None:
-        epoch = index * options.epochs // total
         return options.decay ** (epoch // options.decay_every)
     if options.schedule_by == "epoch":
-        steps = total // options.epochs
-        index = max(warm, index // steps * steps)
+        index = max(warm, ends[epoch - 1] if epoch else 0)
     floor = options.lr_min / options.lr
     return floor + (1 - floor) * (0.5 * (1 + math.cos(math.pi * (index - warm) / max(1, total - warm))))

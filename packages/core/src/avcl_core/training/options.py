@@ -41,7 +41,7 @@ class TrainingOptions(Options):
         log_every: steps between two logged losses.
         checkpoint_every: steps between two commits within an epoch; epochs and phases always commit.
         tasks: task → what is different in sessions of that task alone; of a session of several tasks ``epochs`` alone: how often
-            it goes through the task's samples.
+            it goes through the task's samples. ``evaluation_batch`` holds wherever the task is evaluated or passed over by a hook.
     """
 
     epochs: PositiveInt = 8

@@ -38,6 +38,8 @@ class Stepper:
     Args:
         live: patterns of the owners that learn in this session.
         autocast: context manager factory for mixed precision.
+
+    ``gradients`` holds optimiser → norm of the gradient of the latest step before clipping, on the device: reading it waits.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Stepper:
         self.method, self.tasks, self.stream, self.loader, self.options = method, tasks, stream, loader, options
         self.optimizers, self.collective, self.seed, self.autocast = optimizers, collective, seed, autocast
         self.live, self.owners = tuple(live), Owners(method.model)
+        self.gradients: dict[str, Tensor] = {}
         train_mode(method.model, self.live)
         # Asking every module for its owner at every step would cost a tiny model a tenth of it.
         self.modes = [(module, module.training) for module in method.model.modules()]
@@ -106,6 +109,7 @@ class Stepper:
             RunError: a loss or gradient is not finite; nothing was changed.
         """
         seed_step(*coordinates, self.collective.rank)
+        self.gradients = {}
         for module, mode in self.modes:
             module.training = mode
         works = [_seeded(work, coordinates) for work in self._works(batches, count, coordinates)]
@@ -154,6 +158,9 @@ class Stepper:
             )
             error.details = {"loss": parts, "norm": float(norm), "samples": samples}
             raise error
+        # An optimiser that steps twice has one norm: of both gradients as one vector.
+        earlier = self.gradients.get(update.optimizer)
+        self.gradients[update.optimizer] = norm if earlier is None else torch.hypot(earlier, norm)
         if self.options.clip is not None and float(norm) > self.options.clip:
             for grad in grads:
                 grad.mul_(self.options.clip / float(norm))

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from avcl_core.collective import Collective
-from avcl_core.errors import ConfigError, IntegrityError, RunError
+from avcl_core.errors import IntegrityError, RunError
 from avcl_core.evaluation.evaluator import Evaluator
 from avcl_core.evaluation.matrix import ResultMatrix
 from avcl_core.methods.base import Method
@@ -18,14 +18,16 @@ from avcl_core.seeding import seed_step
 from avcl_core.stream import Experience, Session, Stream
 from avcl_core.task import Task
 from avcl_core.training.checkpoint import TRAINED, Checkpoint, CheckpointStore
+from avcl_core.training.drift import learning, refuse_drift, resting_digests
 from avcl_core.training.loader import Loader
-from avcl_core.training.optimizers import NamedOptimizer
+from avcl_core.training.optimizers import NamedOptimizer, named_optimizers
 from avcl_core.training.options import TrainingOptions
 from avcl_core.training.order import Portion, epoch_plan
 from avcl_core.training.position import Best, Position
 from avcl_core.training.preemption import Preemption
 from avcl_core.training.recorder import Recorder
 from avcl_core.training.session_data import SessionData
+from avcl_core.training.splits import refuse_empty_splits
 from avcl_core.training.stepper import Stepper
 
 
@@ -70,8 +72,9 @@ class Trainer:
         self.recorder, self.digests, self.preemption = recorder, dict(digests), preemption
         self.collective, self.autocast, self.progress = collective, autocast, progress
         self.initialise = initialise
+        sizes = {name: options.of({name}).evaluation_batch for name in self.tasks}
         self.evaluator = Evaluator(
-            loader, stream.task_id == "hidden", options.evaluation_batch, collective, self._check
+            loader, stream.task_id == "hidden", options.evaluation_batch, collective, self._check, sizes
         )
         self.at = Position()
         self.matrix = ResultMatrix([test.name for test in stream.tests])
@@ -80,19 +83,9 @@ class Trainer:
         self.finished_optimizers: dict[str, Any] = {}
         self.method: Method = None  # type: ignore[assignment]  # built when the loop opens its first session
         self.frozen: dict[str, str] = {}
+        self.resting: dict[str, str] = {}
         self.grown: set[str] = set()
-        self._refuse_empty_splits()
-
-    def _refuse_empty_splits(self) -> None:
-        needed = [(self.stream.experience(test.experience), test.split) for test in self.stream.tests]
-        if self.options.selection == "best":
-            needed += [(experience, experience.selection) for experience in self.stream.experiences]
-        for experience, split in needed:
-            if not experience.keys(split):
-                raise ConfigError(
-                    f"experience {experience.name} has no {split} samples; they are needed for evaluation, and for"
-                    " training.selection=best (choose last to do without)"
-                )
+        refuse_empty_splits(stream, self.sessions, options)
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> ResultMatrix:
@@ -197,7 +190,9 @@ class Trainer:
                         "epoch": epoch,
                         "step": step,
                     }
-                    self.recorder.metrics({**record, "loss": parts})
+                    rates = {name: self.optimizers[name].rates() for name in stepper.gradients}
+                    norms = {name: float(value) for name, value in stepper.gradients.items()}
+                    self.recorder.metrics({**record, "loss": parts, "lr": rates, "gradient_norm": norms})
                     self.progress(_line(session, epoch, parts), (epoch + step / len(plan)) / self.options.epochs)
                 self.at = replace(self.at, step=step + 1)
                 stopping = self._stop_requested()
@@ -209,22 +204,13 @@ class Trainer:
             self._select(session, method, epoch)
             self._move(epoch=epoch + 1, step=0)
             self._pause()
+        refuse_drift(f"{session.row}: training", method.model, self.frozen, self.resting)
         if self.best.state:
             Owners(method.model).load(self.best.state)
-        self._refuse_drift(session, method)
         self.finished_optimizers = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
         self.best = Best()
         self._move(phase="after", index=0, epoch=0, step=0)
         self._pause()
-
-    def _refuse_drift(self, session: Session, method: Method) -> None:
-        now = Owners(method.model).frozen_digests()
-        changed = sorted(name for name, digest in self.frozen.items() if now.get(name) != digest)
-        if changed:
-            raise RunError(
-                f"{session.row}: {len(changed)} frozen tensors changed, first {changed[0]}; give what learns an owner, and"
-                " leave the rest as it was loaded"
-            )
 
     def _stop_requested(self) -> bool:
         """Whether any rank was asked to stop; then every rank is."""
@@ -235,13 +221,10 @@ class Trainer:
 
     def _prepare_training(self, session: Session, method: Method) -> tuple[Stepper, list[int]]:
         live = self._set_trainable(session, method)
+        if not (self.at.epoch or self.at.step):
+            self.resting = resting_digests(method.model, live)
         lengths = [len(self._plan(session, epoch)) for epoch in range(self.options.epochs)]
-        owners = Owners(method.model)
-        self.optimizers = {
-            name: NamedOptimizer(groups, owners, self.options, sum(lengths))
-            for name, groups in method.optimizers(session).items()
-        }
-        self._refuse_unoptimised(method, owners)
+        self.optimizers = named_optimizers(method, session, self.options, lengths)
         if self.at.epoch or self.at.step:
             for name, optimizer in self.optimizers.items():
                 optimizer.load(self.finished_optimizers[name])
@@ -265,15 +248,6 @@ class Trainer:
         together = {e.name: partial(self.loader.media, e) for e, options in own.items() if options.together}
         size, world = self.options.batch_size, self.collective.world
         return epoch_plan(session, self.seed, epoch, size, world, self.options.epochs, passes, together)
-
-    def _refuse_unoptimised(self, method: Method, owners: Owners) -> None:
-        taken = {name for optimizer in self.optimizers.values() for name in optimizer.names}
-        left = [name for name, p in owners.match().items() if p.requires_grad and name not in taken]
-        if left:
-            raise RunError(
-                f"{type(method).__name__}.optimizers leaves out {len(left)} learning tensors, first {left[0]}"
-                f" ({owners.rows[left[0]].owner}); add a group for it, or take its owner out of active()"
-            )
 
     def _select(self, session: Session, method: Method, epoch: int) -> None:
         """Judge the epoch on the selection splits and keep the best owned tensors."""
@@ -301,7 +275,7 @@ class Trainer:
             method.after(experience, self._data(experience))
             self._move(index=index + 1)
             self._pause()
-        self._refuse_drift(session, method)
+        refuse_drift(f"{session.row}: after()", method.model, self.frozen, self.resting)
         self.recorder.ownership(Owners(method.model).report())
         self._move(phase="evaluate", index=0)
 
@@ -335,12 +309,13 @@ class Trainer:
             self._move(f"after-{session.row}", phase="done", index=0)
 
     def _set_trainable(self, session: Session, method: Method) -> tuple[str, ...]:
-        patterns = [pattern for experience in session.experiences for pattern in method.active(experience)]
+        patterns = learning(method, session.experiences)
         Owners(method.model).set_trainable(patterns)
-        return tuple(patterns)
+        return patterns
 
     def _data(self, experience: Experience) -> SessionData:
-        return SessionData(self.loader, experience, self.options.evaluation_batch, self._check)
+        size = self.all_options.of({experience.task}).evaluation_batch
+        return SessionData(self.loader, experience, size, self._check)
 
     def _enter_hooks(self, session: Session, method: Method) -> None:
         # The same state whether the session came here by training or by a resume.
@@ -363,6 +338,7 @@ class Trainer:
             "best": {"skill": self.best.skill if self.best.epoch >= 0 else None, "epoch": self.best.epoch},
             "offsets": self.recorder.offsets(),
             "digests": self.digests,
+            "resting": self.resting,
         }
         if self.collective.rank == 0:
             held = {row.name: row.owner for row in owners.rows.values()}
@@ -403,6 +379,7 @@ class Trainer:
             ) from error
         self.method.load(checkpoint.method)
         self.finished_optimizers = dict(checkpoint.optimizer)
+        self.resting = dict(state.get("resting", {}))  # what was imported lies between two trainings and has none
         skill, epoch = state["best"]["skill"], state["best"]["epoch"]
         self.best = Best(float("-inf") if skill is None else skill, epoch, dict(checkpoint.selected))
         return state
