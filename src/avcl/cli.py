@@ -42,7 +42,8 @@ def main() -> None:
 def run(arguments: Arguments = None) -> None:
     """Train a stream; write a run folder and its report.
 
-    CONFIG is a file or the name of a shipped configuration; without it, the embedded stream runs.
+    CONFIG is a file or the name of a shipped configuration. Without it three runs are trained on the embedded stream: PHP, and the
+    references single and joint that its report compares it with; references=[] leaves these two out.
     references=[single,joint] also trains the same configuration with a model per task and with all tasks at once, in processes of
     their own beside the run, and the report shows the gap to them.
     Example: avcl run embedded method.name=finetune seed=1

@@ -212,6 +212,19 @@ def test_a_phase_that_is_off_has_no_blocks_in_the_model(tmp_path: Path) -> None:
     assert lines["use_deep_prompt"].acts
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"), [({"prompt_pool": 0}, "prompt_pool is 0"), ({"pool_size": 1, "top_k": 1}, "no keys")]
+)
+def test_without_a_choice_first_values_of_keys_are_said_to_be_ignored(
+    tmp_path: Path, changes: Any, reason: str
+) -> None:
+    found = imported(tmp_path, {"prompt_key_init": "zero", **changes})
+    line = next(line for line in found.lines if line.key == "prompt_key_init")
+    assert not line.acts
+    assert reason in str(line)
+    assert "key_init" not in found.source.tree["model"]["deep"]
+
+
 def test_a_count_that_a_phrase_overrides_is_said_to_be_ignored(tmp_path: Path) -> None:
     lines = {line.key: line for line in imported(tmp_path, {"N_CTX": 8}).lines}
     assert not lines["N_CTX"].acts

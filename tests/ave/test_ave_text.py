@@ -71,7 +71,7 @@ def test_logits_are_twice_sight_plus_twice_sound(task):
 def test_a_model_without_texts_is_refused(task, has):
     spec = FeatureSpec(SHAPES, {}, has)
     lacking = "visual features" if has == ("audio",) else "audio features" if has else "audio and visual features"
-    with pytest.raises(ConfigError, match=rf"tasks\.ave\.head: text .*{lacking}.*model\.name=php") as error:
+    with pytest.raises(ConfigError, match=rf"tasks\.ave\.head=text .*{lacking}.*\(avcl list models\)") as error:
         task.head(spec, task.experiences()[0])
     assert "\n" not in str(error.value)
     assert isinstance(task.head(BOTH, task.experiences()[0]), SimilarityHead)

@@ -221,7 +221,7 @@ def test_a_model_learns_what_happens_when(task):
 
 @pytest.mark.parametrize("has", [(), ("visual",), ("audio",)])
 def test_a_model_without_texts_is_refused(task, has):
-    with pytest.raises(ConfigError, match=r"tasks\.avvp\.head: text needs .*model\.name=php") as error:
+    with pytest.raises(ConfigError, match=r"tasks\.avvp\.head=text needs .*\(avcl list models\)") as error:
         task.head(FeatureSpec(SHAPES, {}, has), task.experiences()[0])
     assert "\n" not in str(error.value)
     for name in ("audio", "visual"):

@@ -114,7 +114,7 @@ def test_logits_are_the_mean_over_seconds_of_twice_sight_plus_twice_sound(task):
 
 @pytest.mark.parametrize("has", [(), ("visual",), ("audio",)])
 def test_a_model_without_texts_is_refused(task, has):
-    with pytest.raises(ConfigError, match=r"tasks\.avvp\.head: text needs .*model\.name=php"):
+    with pytest.raises(ConfigError, match=r"tasks\.avvp\.head=text needs .*\(avcl list models\)"):
         task.head(FeatureSpec(SHAPES, {}, has), task.experiences()[0])
 
 

@@ -141,6 +141,12 @@ def test_old_tensors_need_to_know_the_experience(policy):
         bench.method.predict(batch.question(True))
 
 
+def test_needs_of_the_policies():
+    needs = {policy: Finetune.needs(options(policy)) for policy in SHARING}
+    assert {policy for policy, known in needs.items() if known == ("given",)} == {"snapshot", "ema"}
+    assert {known for policy, known in needs.items() if policy not in ("snapshot", "ema")} == {("given", "hidden")}
+
+
 # ------------------------------------------------------------------ moving average
 def averaged(folder, selection, decay=0.8):
     """Run ``ema`` and return the trainer, the shared weights after every step of each session, and the average by the formula."""

@@ -604,11 +604,32 @@ def test_every_phase_can_be_left_out(left):
         ({"mid": {"rows": 7}}, "multiple of 2"),
         ({"shallow": {"num_tokens": 3}}, "num_tokens"),
         ({"deep": {"blocks": [-1]}}, "greater than or equal to 0"),
+        ({"deep": {"modalities": []}}, "at least 1 item"),
+        ({"deep": {"modalities": ["audio", "audio"]}}, "names a modality twice"),
+        ({"centres": {"reads": ["visual", "visual"]}, "router": "centres"}, "names a modality twice"),
+        ({"deep": {"pool_size": 1, "pull": 0.2}}, "pull has no effect with pool_size: 1"),
+        ({"deep": {"pool_size": 1, "key_init": "zero"}}, "key_init has no effect with pool_size: 1"),
+        ({"prompts": "shared", "task_init": "fresh"}, "task_init has no effect with prompts: shared"),
+        ({"centres": {"count": 3}}, "centres has no effect with router: none"),
     ],
 )
 def test_options_that_contradict_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PhpOptions(**options)
+
+
+@pytest.mark.parametrize("changed", [{}, {"deep": {"pool_size": 1}}, {"prompts": "shared"}])
+def test_a_complete_record_of_options_is_accepted(changed):
+    options = PhpOptions(**changed)
+    assert PhpOptions(**options.model_dump()) == options
+
+
+def test_pools_for_sound_that_cannot_be_pooled_are_refused_when_the_model_is_built():
+    towers = lambda: {"visual": toys.tiny_towers()["visual"], "audio": wide_sound()}  # noqa: E731
+    off = {"mid": {"blocks": []}, "shallow": {"blocks": []}}
+    with pytest.raises(ConfigError, match="width 64 is no multiple of the tokens' width 12"):
+        toys.toy("labels", towers=towers, **off).build()
+    toys.toy("labels", towers=towers, **off, deep={"modalities": ["visual"]}).build()
 
 
 @pytest.mark.parametrize(
@@ -637,6 +658,15 @@ def test_towers_without_texts_or_of_other_depths_are_refused():
 
 
 def three_blocks():
+    return sound_tower(8, (2, 1))
+
+
+def wide_sound():
+    """Four blocks on tokens 12 wide."""
+    return sound_tower(12, (2, 2))
+
+
+def sound_tower(width, depths):
     from shared_backbones.hts_at import audio_config
     from shared_backbones.logmel import LogMelOptions
     from shared_backbones.towers.clap import Clap
@@ -645,7 +675,7 @@ def three_blocks():
     known = toys.shifted_towers()["audio"]
     front = LogMelOptions(sample_rate=8000, hop=80, mels=16, scale="htk", n_fft=256, high=4000.0)
     text = known.net.config.text_config
-    return Clap("tiny", audio_config(64, 16, 8, (2, 1), (1, 2), 4, 16), text, front, byte_vocabulary(0, 2, 1))
+    return Clap("tiny", audio_config(64, 16, width, depths, (1, 2), 4, 16), text, front, byte_vocabulary(0, 2, 1))
 
 
 def test_sites_hold_no_parameters_of_prompts():

@@ -44,6 +44,17 @@ def test_prompts_cut_behind_the_longest_end_are_those_of_full_length(tower):
         torch.testing.assert_close(prompts.encode(context), text.forward_embeddings(words, full), atol=1e-5, rtol=1e-5)
 
 
+def test_ids_are_copied_to_a_device_once(monkeypatch):
+    text = build("clip_vit", "tiny", {}, device="meta").text
+    prompts, seen, forward = ClassPrompts(text, NAMES, 4), [], text.forward_embeddings
+    monkeypatch.setattr(text, "forward_embeddings", lambda words, ids: (seen.append(ids), forward(words, ids))[1])
+    context = torch.empty(4, text.width, device="meta")
+    assert prompts.encode(context).shape == prompts.encode(context).shape == (len(NAMES), text.joint_width)
+    assert seen[0].device.type == "meta"
+    assert seen[0] is seen[1]
+    assert prompts.ids.device.type == "cpu"
+
+
 def test_a_first_context_is_drawn_small():
     vectors = LearnedContext(400, 64).vectors
     assert vectors.std().item() == pytest.approx(0.02, rel=0.05)

@@ -21,6 +21,8 @@ _spec.loader.exec_module(toys)
 from avcl_core.errors import ConfigError  # noqa: E402
 from avcl_core.evaluation.evaluator import Evaluator  # noqa: E402
 from avcl_core.methods.base import Method  # noqa: E402
+from avcl_core.methods.derpp import DarkReplay  # noqa: E402
+from avcl_core.methods.er import ExperienceReplay  # noqa: E402
 from avcl_core.models.aligned import Aligned  # noqa: E402
 from avcl_core.models.coda_prompt import CodaPrompt, CodaPromptOptions  # noqa: E402
 from avcl_core.models.cross_modal import CrossModalAdapters, CrossModalAdaptersOptions  # noqa: E402
@@ -205,6 +207,40 @@ def test_dualprompt_asks_the_frozen_tower_only_where_a_key_is_read(monkeypatch):
     assert asked == []
     prompts_of(method, given, training=True)
     assert asked == [("visual",), ("audio",)]
+
+
+def test_dualprompt_tells_near_keys_apart_in_mixed_precision():
+    method = build("dualprompt", two())
+    given = toys.batch(method, "labels", 1)
+    for order in (("labels0", "labels1", "texts0"), ("texts0", "labels1", "labels0")):
+        for name in BOTH:
+            query, slots = method.model.query(given, (name,)), method.model.experts[name].slots
+            away = F.normalize(torch.randn(query.shape, generator=torch.Generator().manual_seed(3)), dim=1)
+            with torch.no_grad():
+                for number, slot in enumerate(order):
+                    slots[slot].keys.copy_(query + 0.01 * (1 + number) * away)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert method.model.guess(given) == order[:1]
+
+
+@pytest.mark.parametrize("replay", [ExperienceReplay, DarkReplay])
+def test_the_penalty_on_components_is_not_added_again_for_replayed_samples(replay):
+    plain = build("coda", two())
+    method = replay(plain.model, plain.tasks, replay.Config(), 0)
+    toys.calibrated(method)
+    first, second = method.tasks["labels"].experiences()
+    toys.stirred(method)
+    Owners(method.model).set_trainable(method.active(second))
+    current, old = toys.batch(method, "labels", 3, 1), toys.batch(method, "labels", 2, 0)
+    outputs = method.outputs(toys.data(method, "labels", 0), list(old.keys)) if replay is DarkReplay else {}
+    kinds = next(iter(outputs.values()), {})
+    old = replace(old, stored={name: torch.stack([outputs[key][name] for key in old.keys]) for name in kinds})
+    assert old.experience == first.name
+    (update,) = method.step(current, (old,))
+    found = {name: part for name, part in update.parts.items() if name.endswith("orthogonality")}
+    assert found.keys() == {"visual orthogonality", "audio orthogonality"}
+    assert all(float(part.detach()) > 0 for part in found.values())
+    assert any(name.startswith("labels0:") for name in update.parts)
 
 
 @pytest.mark.parametrize("name", sorted(OWN))
@@ -408,6 +444,10 @@ def test_what_does_not_fit_is_refused(model_class, options, match):
         (CodaPromptOptions, {"length": 7}, "multiple of 2"),
         (CodaPromptOptions, {"orthogonality": 0.2}, "less than or equal to 0.1"),
         (L2pOptions, {"modalities": ()}, "at least 1 item"),
+        (L2pOptions, {"modalities": ("visual", "visual")}, "names a modality twice"),
+        (L2pOptions, {"pool_size": 1, "top_k": 1, "pull": 0.5}, "pull has no effect with pool_size: 1"),
+        (SPromptsOptions, {"router": {"reads": ()}}, "at least 1 item"),
+        (SPromptsOptions, {"router": {"reads": ("audio", "audio")}}, "names a modality twice"),
     ],
 )  # fmt: skip
 def test_options_that_contradict_themselves(options, given, match):

@@ -55,6 +55,19 @@ def test_the_choice_does_not_depend_on_the_batch():
         assert torch.equal(found(tokens[rows], None, Ctx(frames=2)), whole[rows])
 
 
+def test_near_keys_are_told_apart_in_mixed_precision():
+    """Cosines of 0.9998 and 0.99995 are the same number in bfloat16."""
+    found, query = pool(size=2, top_k=1), drawn(1, 1, 8)
+    away = drawn(8, seed=4)
+    for nearest in (0, 1):
+        with torch.no_grad():
+            found.keys[nearest].copy_(query[0, 0] + 0.01 * away)
+            found.keys[1 - nearest].copy_(query[0, 0] + 0.02 * away)
+        with torch.autocast("cpu", torch.bfloat16):
+            keys, _ = split(found(query, None, Ctx()), WIDTHS, 3)[0]
+        assert torch.equal(keys[0], found.rows[0][0, nearest])
+
+
 def test_tied_rows_are_keys_and_values():
     found = pool(tied=True)
     for keys, values in split(found(drawn(2, 5, 8), None, Ctx()), WIDTHS, 6):
@@ -151,6 +164,16 @@ def test_prompts_are_sums_over_the_components_of_all_tasks():
             torch.testing.assert_close(prompts[row], total)
 
 
+def test_weights_and_penalty_of_components_are_those_of_full_precision():
+    known, query = sets(2, 3), drawn(6, 9)
+    _, expected = mix(known, query, 0)
+    penalty = float(orthogonality(known).detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mix(known, query, 0)[1], expected)
+        assert mix(known, query.bfloat16(), 0)[1].dtype == torch.float32
+        assert float(orthogonality(known).detach()) == penalty
+
+
 def test_new_components_are_orthonormal_and_stay_so_beside_learnt_ones():
     old, new = sets(2, 3)
     assert float(orthogonality([old])) < 1e-12
@@ -231,6 +254,9 @@ def test_the_nearest_centre_of_each_metric():
     assert centres.nearest(torch.tensor([[3.0, 0.9]])) == ("flat",)
     centres.metric = "cosine"
     assert centres.nearest(torch.tensor([[0.1, 0.1], [0.5, 0.1]])) == ("far", "flat")
+    centres.fit("far", [torch.tensor([[3.0, 0.06]])])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert centres.nearest(torch.tensor([[3.0, 0.02], [3.0, 0.05]])) == ("flat", "far")
 
 
 def test_centres_of_one_slot_are_all_its_own():

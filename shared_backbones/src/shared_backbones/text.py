@@ -68,7 +68,7 @@ class TextEncoder:
     def forward_embeddings(self, embeddings: Tensor, ids: Tensor) -> Tensor:
         """Embeddings [B, L, width] in the places of ids [B, L] to the joint space [B, D_joint], not normalised; L ≤ 77.
 
-        Differentiable with respect to the embeddings; ids tell where a text ends and what is padding.
+        Differentiable with respect to the embeddings; ids, on any device, tell where a text ends and what is padding.
         """
         raise NotImplementedError
 
@@ -106,7 +106,7 @@ class ClipText(TextEncoder):
         model: Any = self._net.text_model
         hidden = model.embeddings(inputs_embeds=embeddings)
         hidden = model.encoder(inputs_embeds=hidden, attention_mask=None, is_causal=True).last_hidden_state
-        ends = (ids == self.vocabulary.end).int().argmax(1).to(hidden.device)
+        ends = (ids.to(hidden.device) == self.vocabulary.end).int().argmax(1)
         hidden = model.final_layer_norm(hidden[torch.arange(len(ids), device=hidden.device), ends])
         return self._net.text_projection(hidden)
 

@@ -131,6 +131,16 @@ def _pooled(file: File, key: str) -> None:
         file.put(key, "model.deep.top_k", 1)
 
 
+def _key_init(file: File, key: str) -> None:
+    how = file.choice(key, ("uniform", "zero"))
+    if not file.switch("prompt_pool"):
+        file.ignore(key, "prompt_pool is 0")
+    elif file.values.get("pool_size", 3) == 1:
+        file.ignore(key, "a pool of one entry has no keys")
+    else:
+        file.put(key, "model.deep.key_init", how)
+
+
 def _query(file: File, key: str) -> None:
     how = file.choice(key, ("mean", "max", "mean_max", "cls"))
     file.put(key, "model.deep.query", how)
@@ -244,7 +254,7 @@ ACTING: Mapping[str, Act] = {
     "prompt_key": _must(True, "keys are learned"),
     "embedding_key": _query,
     "prompt_init": _choice("model.deep.init", ("uniform", "zero")),
-    "prompt_key_init": _choice("model.deep.key_init", ("uniform", "zero")),
+    "prompt_key_init": _key_init,
     "use_prefix_tune_for_d_prompt": _must(True, "deep prompts are a prefix of keys and values"),
     "same_key_value": _flag("model.deep.same_key_value"),
     "num_tokens": _whole("model.shallow.latents"),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from avcl_core.batch import Batch, Outputs
-from avcl_core.errors import ConfigError
-from avcl_core.features import Features, FeatureSpec
+from avcl_core.features import Features, FeatureSpec, needs_similarity
+from avcl_core.precision import precise
 
 WEIGHTS = {"visual": 2.0, "audio": 2.0}
 """Weight of each modality's similarity in the logits (php.md 3.7)."""
@@ -27,20 +27,9 @@ class SimilarityHead(nn.Module):
 
     def __init__(self, spec: FeatureSpec) -> None:
         super().__init__()
-        lacking = sorted(WEIGHTS.keys() - set(spec.similarity))
-        if lacking:
-            raise ConfigError(
-                f"tasks.ave.head: text needs the similarity of {' and '.join(lacking)} features to texts, which this model "
-                "does not have; choose one over CLIP and CLAP (model.name=php, aligned, l2p, dualprompt, coda_prompt, "
-                "s_prompts or cross_modal), or tasks.ave.head=cmbs"
-            )
+        needs_similarity(spec, "tasks.ave.head=text")
 
     def forward(self, features: Features, batch: Batch) -> Outputs:
         """Return the outputs for similarities ``[b, T, K]`` per modality."""
-        parts = [weight * _precise(features.similarity[modality]) for modality, weight in WEIGHTS.items()]
+        parts = [weight * precise(features.similarity[modality]) for modality, weight in WEIGHTS.items()]
         return {"segments": torch.stack(parts).sum(0)}
-
-
-def _precise(scores: Tensor) -> Tensor:
-    """Return scores in float32 at least: in bfloat16 classes would tie."""
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
-from avcl_avvp.segments import precise
+from avcl_core.precision import precise
 
 HEADS = 8
 """Heads of every attention but the assignment, which has one."""

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from avcl_avvp.data import SECONDS
 from avcl_avvp.grouping import ModalityTrans
-from avcl_avvp.segments import SegmentFeatures, initialise, precise
+from avcl_avvp.segments import SegmentFeatures, initialise
 from avcl_core.batch import Batch, Outputs
 from avcl_core.features import Features, FeatureSpec
+from avcl_core.precision import precise
 
 MODALITY_DEPTH, JOINT_DEPTH = 3, 6
 """Transformer blocks before a modality's and before the joint grouping."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from avcl_avvp.segments import SegmentFeatures, initialise, precise
+from avcl_avvp.segments import SegmentFeatures, initialise
 from avcl_core.batch import Batch, Outputs
 from avcl_core.features import Features, FeatureSpec
+from avcl_core.precision import precise
 
 SMALLEST = 1e-7
 """Probabilities of a video are kept this far from 0 and 1 before they become logits, as the loss does with them anyway."""

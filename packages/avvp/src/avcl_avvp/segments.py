@@ -55,11 +55,6 @@ def _token_means(features: Features, towers: tuple[str, ...]) -> Tensor:
     return torch.cat([features.final[tower].mean(2) for tower in towers], -1)
 
 
-def precise(scores: Tensor) -> Tensor:
-    """Return scores in float32 at least: under autocast, thresholds and noise need more than bfloat16."""
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-
 def initialise(head: nn.Module) -> None:
     """Draw all weights of linear layers and attentions from a truncated normal of :data:`SIGMA`, with biases of zero."""
     for module in head.modules():

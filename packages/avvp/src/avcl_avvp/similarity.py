@@ -6,10 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from avcl_avvp.segments import precise
 from avcl_core.batch import Batch, Outputs
-from avcl_core.errors import ConfigError
-from avcl_core.features import Features, FeatureSpec
+from avcl_core.features import Features, FeatureSpec, needs_similarity
+from avcl_core.precision import precise
 
 WEIGHTS = {"audio": 2.0, "visual": 2.0}
 """Weight of each modality's similarity in the logits of a video (php.md 3.7)."""
@@ -32,7 +31,7 @@ class ParsingReadout(nn.Module):
 
     def __init__(self, spec: FeatureSpec) -> None:
         super().__init__()
-        refuse_without_texts(spec)
+        needs_similarity(spec, "tasks.avvp.head=text")
 
     def forward(self, features: Features, batch: Batch) -> Outputs:
         """Return the outputs for similarities ``[b, T, C + 1]`` per modality."""
@@ -64,20 +63,9 @@ class VideoReadout(nn.Module):
 
     def __init__(self, spec: FeatureSpec) -> None:
         super().__init__()
-        refuse_without_texts(spec)
+        needs_similarity(spec, "tasks.avvp.head=text")
 
     def forward(self, features: Features, batch: Batch) -> Outputs:
         """Return the outputs for similarities ``[b, T, C]`` per modality."""
         parts = [weight * precise(features.similarity[modality]) for modality, weight in WEIGHTS.items()]
         return {"logits": torch.stack(parts).sum(0).mean(1)}
-
-
-def refuse_without_texts(spec: FeatureSpec) -> None:
-    """Raise ConfigError unless both modalities are compared with texts."""
-    lacking = sorted(WEIGHTS.keys() - set(spec.similarity))
-    if lacking:
-        raise ConfigError(
-            f"tasks.avvp.head: text needs the similarity of {' and '.join(lacking)} features to texts, which this model "
-            "does not have; choose one over CLIP and CLAP (model.name=php, aligned, l2p, dualprompt, coda_prompt, "
-            "s_prompts or cross_modal), or tasks.avvp.head=mgn or mmil"
-        )

@@ -16,11 +16,11 @@ from avcl_avvp.metrics import parsing_f_scores
 from avcl_avvp.mgn import GroupingHead
 from avcl_avvp.mmil import PoolingHead
 from avcl_avvp.motion import MOTION
-from avcl_avvp.segments import precise
 from avcl_avvp.video_metrics import video_scores
 from avcl_core.batch import Outputs
 from avcl_core.evaluation.examples import Example, Timeline, TimelineRow
 from avcl_core.features import FeatureSpec
+from avcl_core.precision import precise
 from avcl_core.stream import Experience
 from avcl_core.task import Dataset, Kind, Prediction, Task
 

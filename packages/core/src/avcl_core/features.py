@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from avcl_core.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Features:
@@ -53,3 +55,20 @@ class FeatureSpec:
     final: Mapping[str, TokenShape]
     stages: Mapping[str, tuple[TokenShape, ...]]
     similarity: tuple[str, ...] = ()
+
+
+def needs_similarity(spec: FeatureSpec, option: str) -> None:
+    """Refuse a model that does not compare what is seen and heard with texts.
+
+    Args:
+        option: what reads the similarity and can be chosen otherwise, ``tasks.ave.head=text``.
+
+    Raises:
+        ConfigError: a modality is not compared.
+    """
+    lacking = sorted({"visual", "audio"} - set(spec.similarity))
+    if lacking:
+        raise ConfigError(
+            f"{option} needs the similarity of {' and '.join(lacking)} features to texts, which this model does not have; "
+            "choose a model with a text side (avcl list models), or something else than this option"
+        )

@@ -261,7 +261,7 @@ def load_run(source: Source) -> tuple[RunOptions, Parts]:
     unused = sorted(options.init.keys() - tasks.keys())
     if unused:
         raise ConfigError(f"{source.place(('init', unused[0]))}: init.{unused[0]}: not in stream.tasks {list(tasks)}")
-    return options, Parts(
+    parts = Parts(
         tasks={
             name: validate(package.options, source, options.tasks.get(name, {}), ("tasks", name))
             for name, package in tasks.items()
@@ -269,6 +269,20 @@ def load_run(source: Source) -> tuple[RunOptions, Parts]:
         model=_plugin_options("model", options.model, source),
         method=_plugin_options("method", options.method, source),
     )
+    _fits_stream(options, parts, source)
+    return options, parts
+
+
+def _fits_stream(options: RunOptions, parts: Parts, source: Source) -> None:
+    """Raise ConfigError where the method cannot work with the task ids of the stream."""
+    name, asked = options.method["name"], options.stream.task_id
+    known = load_plugin("method", name).needs(parts.method)
+    if asked not in known:
+        given = ", ".join(f"method.{key}={value}" for key, value in options.method.items())
+        raise ConfigError(
+            f"{source.place(('stream', 'task_id'))}: stream.task_id={asked}: {given} must know the task of what it predicts; "
+            f"use stream.task_id={' or '.join(known)}, or other options of the method"
+        )
 
 
 def _plugin_options(kind: str, given: dict[str, Any], source: Source) -> Any:

@@ -82,6 +82,11 @@ class Method:
         self.model, self.tasks, self.options, self.seed = model, dict(tasks), options, seed
         self.collective = Collective()
 
+    @classmethod
+    def needs(cls, options: Options) -> tuple[str, ...]:
+        """Return which ``stream.task_id`` the method can work with under these options; by default either."""
+        return ("given", "hidden")
+
     # ------------------------------------------------------------------ what is learnt when
     @classmethod
     def sessions(cls, stream: Stream) -> tuple[Session, ...]:

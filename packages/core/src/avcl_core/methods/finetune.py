@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from avcl_core.batch import Batch
+from avcl_core.config.options import Options
 from avcl_core.methods.base import Data, Method, Update
-from avcl_core.methods.sharing import SHARING, SharingOptions, with_tensors
+from avcl_core.methods.sharing import SHARING, OldTensors, SharingOptions, with_tensors
 from avcl_core.models.base import Model
 from avcl_core.stream import Experience
 from avcl_core.task import Task
@@ -30,6 +31,12 @@ class Finetune(Method):
     def __init__(self, model: Model, tasks: Mapping[str, Task], options: SharingOptions, seed: int) -> None:
         super().__init__(model, tasks, options, seed)
         self.sharing = SHARING[options.shared](model, options)
+
+    @classmethod
+    def needs(cls, options: Options) -> tuple[str, ...]:
+        """A policy that predicts old tasks with other tensors must know the task."""
+        known = isinstance(options, SharingOptions) and issubclass(SHARING[options.shared], OldTensors)
+        return ("given",) if known else super().needs(options)
 
     def active(self, experience: Experience) -> tuple[str, ...]:
         """Return the owners that the policy lets learn."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from avcl_core.batch import Batch
@@ -19,7 +19,7 @@ from avcl_core.models.base import Model, Requires
 from avcl_core.models.distinct import once
 from avcl_core.models.kept import Kept
 from avcl_core.ownership import own
-from avcl_core.precision import unmixed
+from avcl_core.precision import cosines, unmixed
 from avcl_core.prompts.centres import Centres, Metric
 from avcl_core.prompts.context import ClassPrompts, LearnedContext, spoken
 from avcl_core.stream import Experience
@@ -32,6 +32,16 @@ if TYPE_CHECKING:
     from avcl_core.methods.base import Data
 
 Modality = Literal["visual", "audio"]
+
+
+def _different(names: tuple[Modality, ...]) -> tuple[Modality, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError(f"names a modality twice: {list(names)}")
+    return names
+
+
+Modalities = Annotated[tuple[Modality, ...], Field(min_length=1), AfterValidator(_different)]
+"""At least one modality, each once."""
 CONTRAST_SCALE = 100.0
 """Factor on the cosines of the contrastive term (php.md 4.1)."""
 SHARED_TEXT = "shared:text"
@@ -80,7 +90,7 @@ class RouterOptions(Options):
 
     count: PositiveInt = 5
     metric: Metric = "l1"
-    reads: Annotated[tuple[Modality, ...], Field(min_length=1)] = ("visual", "audio")
+    reads: Modalities = ("visual", "audio")
 
 
 class AlignedOptions(Options):
@@ -306,13 +316,6 @@ class Aligned(Model):
         text = dict(self._towers())[name].text
         assert text is not None  # checked when the model is built
         return text
-
-
-def cosines(one: Tensor, other: Tensor) -> Tensor:
-    """Return the cosines ``[n, m]`` of vectors ``[n, D]`` and ``[m, D]``, at least in float32: they are scaled by up to 100."""
-    with unmixed(one):
-        dtype = torch.promote_types(torch.promote_types(one.dtype, other.dtype), torch.float32)
-        return F.normalize(one.to(dtype), dim=-1) @ F.normalize(other.to(dtype), dim=-1).T
 
 
 def clip_adapter(width: int, reduction: int) -> nn.Module:

@@ -95,7 +95,7 @@ class CodaPrompt(Prefixed):
                 raise ConfigError(f"model.components: {error}") from error
 
     def prepare(self, batch: Batch, ctx: Ctx) -> None:
-        """Mix every sample's prompts; the penalty goes into ``ctx.aux``."""
+        """Mix every sample's prompts; the penalty goes into ``ctx.aux`` of what is learnt now."""
         o, half = self.options, self.options.length // 2
         for name in self.widths:
             sets, query = self._sets(name), self.query(batch, (name,))
@@ -108,8 +108,15 @@ class CodaPrompt(Prefixed):
                     ctx.trace.put(f"{name} {block} components", "gates", shares / shares.sum(1, keepdim=True))
                     ctx.trace.keep(f"{name} {block} components", "experts", self.slots)
             self.hand_over(ctx, name, o.blocks, pairs)
-            if ctx.training and o.orthogonality:
+            if ctx.training and o.orthogonality and self._teaches(name, batch):
                 ctx.aux[f"{name} orthogonality"] = o.orthogonality * orthogonality(sets)
+
+    def _teaches(self, name: str, batch: Batch) -> bool:
+        """Whether the components of the batch's experience learn now: the penalty is on parameters, so that replayed samples of
+        finished experiences would only add it again."""
+        known = self.sets[name]
+        assert isinstance(known, nn.ModuleDict)
+        return batch.experience is None or any(p.requires_grad for p in known[batch.experience].parameters())
 
     def _sets(self, name: str, until: str | None = None) -> list[Components]:
         """Components of a modality in order of growth, before those of ``until``."""

@@ -16,6 +16,7 @@ from avcl_core.config.options import Options
 from avcl_core.models.base import Requires
 from avcl_core.models.prefixed import Prefixed, PrefixOptions, of_samples
 from avcl_core.ownership import own
+from avcl_core.precision import cosines
 from avcl_core.prompts.pool import Init, PromptPool, split
 from avcl_core.sites import Bank
 from avcl_core.task import Task
@@ -94,7 +95,7 @@ class DualPrompt(Prefixed):
         """Return the slot of the nearest key for every sample, by the cosines of all modalities together."""
         if not self.experts:
             return None
-        scores = [self.query(batch, (name,)) @ self.keys(name).T for name in self.experts]
+        scores = [cosines(self.query(batch, (name,)), self.keys(name)) for name in self.experts]
         return tuple(self.slots[index] for index in torch.stack(scores).sum(0).argmax(1).tolist())
 
     def keys(self, name: str) -> Tensor:

@@ -42,6 +42,8 @@ class L2pOptions(PrefixOptions):
     def _consistent(self) -> L2pOptions:
         if self.top_k > self.pool_size:
             raise ValueError(f"top_k {self.top_k} of a pool of {self.pool_size}")
+        if self.pool_size == 1:
+            self.refuse_changed(("pull", "key_init"), "pool_size: 1, which has no keys")
         return self
 
 

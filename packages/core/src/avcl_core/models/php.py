@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from avcl_core.batch import Batch
 from avcl_core.config.options import Options
 from avcl_core.errors import ConfigError
-from avcl_core.models.aligned import Aligned, AlignedOptions, RouterOptions
+from avcl_core.models.aligned import Aligned, AlignedOptions, Modalities, RouterOptions
 from avcl_core.models.base import Requires
 from avcl_core.models.cross_modal import AdapterOptions, place_cross_modal
 from avcl_core.ownership import own
@@ -73,7 +73,13 @@ class DeepOptions(Options):
     key_init: Init = "uniform"
     same_key_value: bool = False
     pull: NonNegativeFloat = 0.1
-    modalities: tuple[Literal["visual", "audio"], ...] = ("visual", "audio")
+    modalities: Modalities = ("visual", "audio")
+
+    @model_validator(mode="after")
+    def _used(self) -> DeepOptions:
+        if self.pool_size == 1:
+            self.refuse_changed(("pull", "key_init"), "pool_size: 1, which has no keys")
+        return self
 
 
 class PhpOptions(AlignedOptions):
@@ -103,6 +109,10 @@ class PhpOptions(AlignedOptions):
                 raise ValueError(f"{name}.blocks names a block twice: {list(blocks)}")
         if self.router == "centres" and self.prompts == "shared":
             raise ValueError("router: centres chooses among the prompts of tasks; prompts: shared leaves it no choice")
+        if self.prompts == "shared":
+            self.refuse_changed(("task_init",), "prompts: shared, which no task begins anew")
+        if self.router == "none":
+            self.refuse_changed(("centres",), "router: none; set router: centres")
         if self.deep.top_k > self.deep.pool_size:
             raise ValueError(f"deep.top_k {self.deep.top_k} of a pool of {self.deep.pool_size}")
         if "audio" in self.deep.modalities and self.deep.query == "cls":
@@ -152,8 +162,7 @@ class Php(Aligned):
         o = self.options.mid
         if not o.blocks:
             return None
-        grid, width = self.sound
-        pooled_map(torch.zeros(1, grid[0] * grid[1], width), grid, self.width)  # geometry, refused before any work
+        self._check_sound()
         for block in o.blocks:
             shape = shapes["audio"][f"{block}.attn"]
             as_bias(torch.zeros(1, o.rows, self.width), shape.grid, shape.width)
@@ -162,9 +171,16 @@ class Php(Aligned):
         heads = cast(Any, visual.net).vision_model.config.num_attention_heads
         return self._owned(lambda: DynamicPrompts(self.width, heads, len(o.blocks), o.dictionary, o.rows, o.depth))
 
+    def _check_sound(self) -> None:
+        """Raise ValueError where sound cannot be pooled for what reads it (geometry, refused before any work)."""
+        grid, width = self.sound
+        pooled_map(torch.zeros(1, grid[0] * grid[1], width), grid, self.width)
+
     def _place_deep(self, shapes: Mapping[str, Mapping[str, Any]]) -> nn.ModuleDict:
         o, pools = self.options.deep, nn.ModuleDict()
         self.widths: dict[str, list[int]] = {}
+        if self.deep and "audio" in o.modalities:
+            self._check_sound()
         for name in o.modalities if self.deep else ():
             widths = self.widths[name] = [shapes[name][f"{block}.attn"].width for block in self.deep]
             pools[name] = self._owned(self._pool(f"{name} pool", widths))

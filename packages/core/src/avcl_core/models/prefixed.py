@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from avcl_core.errors import ConfigError
-from avcl_core.models.aligned import Aligned, AlignedOptions, Modality
+from avcl_core.models.aligned import Aligned, AlignedOptions, Modalities
 from avcl_core.prompts.sites import FromMemo
 from avcl_core.walk import Ctx
 
@@ -24,7 +24,7 @@ class PrefixOptions(AlignedOptions):
         modalities: towers that get prompts; the methods were published for images.
     """
 
-    modalities: Annotated[tuple[Modality, ...], Field(min_length=1)] = ("visual",)
+    modalities: Modalities = ("visual",)
 
 
 class Prefixed(Aligned):

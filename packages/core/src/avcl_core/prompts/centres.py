@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avcl_core.errors import RunError
 from avcl_core.ownership import own
+from avcl_core.precision import cosines
 from avcl_core.prompts.kmeans import kmeans
 
 Metric = Literal["l1", "cosine"]
@@ -77,7 +77,7 @@ class Centres(nn.Module):
         if self.metric == "l1":
             distance = torch.cdist(features.to(centres), centres, p=1)
         else:
-            distance = -F.normalize(features.to(centres), dim=1) @ F.normalize(centres, dim=1).T
+            distance = -cosines(features.to(centres), centres)
         return tuple(names[index] for index in (distance.argmin(1) // self.count).tolist())
 
     def _of(self, slot: str) -> Prototypes:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avcl_core.precision import precise, unmixed
+
 
 class Components(nn.Module):
     """The components that one task adds (CODA-Prompt, Smith et al., CVPR 2023, section 4).
@@ -48,9 +50,11 @@ def mix(sets: Sequence[Components], query: Tensor, block: int) -> tuple[Tensor, 
         torch.cat([kind[block] for kind in kinds]) for kinds in zip(*(s.kinds() for s in sets), strict=True)
     )
     # cos(q ⊙ a, k) = Σ q a k / (|q ⊙ a| |k|): two small products instead of one vector per sample and component.
-    agreement = query @ (attention * F.normalize(keys, dim=-1)).T
-    weights = agreement / (query.square() @ attention.square().T).sqrt().clamp(min=1e-12)
-    return torch.einsum("bm,mlc->blc", weights, rows), weights
+    with unmixed(query):
+        query, attention, keys = precise(query), precise(attention), precise(keys)
+        agreement = query @ (attention * F.normalize(keys, dim=-1)).T
+        weights = agreement / (query.square() @ attention.square().T).sqrt().clamp(min=1e-12)
+    return torch.einsum("bm,mlc->blc", weights.to(rows), rows), weights
 
 
 def orthogonality(sets: Sequence[Components]) -> Tensor:
@@ -58,8 +62,9 @@ def orthogonality(sets: Sequence[Components]) -> Tensor:
     terms = []
     for kinds in zip(*(s.kinds() for s in sets), strict=True):
         for parts in zip(*kinds, strict=True):
-            flat = torch.cat([part.flatten(1) for part in parts])
-            terms.append((flat @ flat.T - torch.eye(len(flat), device=flat.device)).square().mean())
+            flat = precise(torch.cat([part.flatten(1) for part in parts]))
+            with unmixed(flat):  # what remains of nearly orthonormal vectors is smaller than the last bit of bfloat16
+                terms.append((flat @ flat.T - torch.eye(len(flat), device=flat.device)).square().mean())
     return torch.stack(terms).sum()
 
 

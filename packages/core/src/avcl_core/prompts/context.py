@@ -42,13 +42,21 @@ class ClassPrompts:
                 f"tokens; the text encoder reads {LENGTH}"
             )
         self.ids = torch.cat([ids[:, :1], ids.new_full((len(ids), tokens), PLACEHOLDER), ids[:, 1:]], 1)
+        self._placed: dict[torch.device, Tensor] = {}
 
     def encode(self, context: Tensor) -> Tensor:
         """Return text features ``[K, D_joint]``, not normalised, with gradient to the context ``[n, width]``."""
-        words = self.text.token_embeddings(self.ids)
+        ids = self.ids_on(context.device)
+        words = self.text.token_embeddings(ids)
         inner = context.to(words.dtype).expand(len(words), -1, -1)
         prompts = torch.cat([words[:, :1], inner, words[:, 1 + inner.shape[1] :]], 1)
-        return self.text.forward_embeddings(prompts, self.ids)
+        return self.text.forward_embeddings(prompts, ids)
+
+    def ids_on(self, device: torch.device) -> Tensor:
+        """Return the ids on a device, copied to it once: a copy from pageable memory makes the host wait for the device."""
+        if device not in self._placed:
+            self._placed[device] = self.ids.to(device)
+        return self._placed[device]
 
 
 def spoken(name: str) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avcl_core.precision import cosines
 from avcl_core.walk import Ctx
 
 Query = Literal["mean", "max", "mean_max", "cls"]
@@ -91,8 +91,8 @@ class PromptPool(nn.Module):
     def _choose(self, own: Tensor, keys: Tensor, ctx: Ctx) -> Tensor:
         """Indices of the chosen entries ``[b, top_k]``; the pull loss goes into ``ctx.aux``."""
         with torch.no_grad():
-            query = F.normalize(reduce(own, ctx.frames, self.query), dim=-1)
-        cosine = query @ F.normalize(keys, dim=-1).T
+            query = reduce(own, ctx.frames, self.query)
+        cosine = cosines(query, keys)
         chosen, index = cosine.topk(self.top_k, dim=1)
         if ctx.training and self.pull:
             ctx.aux[f"{self.label} pull"] = self.pull * ctx.mean((1 - chosen).sum(1))
