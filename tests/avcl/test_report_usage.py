@@ -1,4 +1,4 @@
-"""Expert usage in a run's report: every weight with its colour, tests in stream order, nothing for a model without experts."""
+"""Expert and prompt usage in a run's report: every weight with its colour, tests in stream order, nothing for a model without experts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def make_run(root: Path, *results: tuple[str, str, Usage | None]) -> Path:
 def section(run: Path) -> str:
     """Return the source of the section."""
     source = render_run(run).read_text()
-    return source[source.index("<h2>Expert usage</h2>") : source.index("<h2>All metrics</h2>")]
+    return source[source.index("<h2>Expert and prompt usage</h2>") : source.index("<h2>All metrics</h2>")]
 
 
 def words(source: str) -> str:
@@ -159,7 +159,7 @@ def test_one_tower_has_no_agreement(tmp_path):
 
 def test_a_model_without_experts_has_no_section(tmp_path):
     run = make_run(tmp_path / "run", ("ave", "ave", None))
-    assert "Expert usage" not in render_run(run).read_text()
+    assert "Expert and prompt usage" not in render_run(run).read_text()
     assert not (run / "results" / "figures" / "usage.svg").exists()
 
 
@@ -169,7 +169,7 @@ def test_modules_without_gates_make_no_section(tmp_path):
     counter = UsageCounter({"a": ()})
     counter.add(trace, ("a",))
     run = make_run(tmp_path / "run", ("ave", "ave", counter.usage(Collective())))
-    assert "Expert usage" not in render_run(run).read_text()
+    assert "Expert and prompt usage" not in render_run(run).read_text()
 
 
 def test_a_damaged_file_is_refused_and_named(run):

@@ -47,8 +47,8 @@ def once(batch: Batch, ctx: Ctx, compute: Callable[[Batch, Ctx], Features]) -> F
 class _Maps(Sequence[Tensor]):
     """Stage maps for all samples, made when one is asked for: heads read few of them, and the first ones are large."""
 
-    def __init__(self, maps: Sequence[Tensor], index: Tensor) -> None:
-        self.maps, self.index = maps, index
+    def __init__(self, maps: Sequence[Tensor], rows: Tensor) -> None:
+        self.maps, self.rows = maps, rows
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -59,5 +59,5 @@ class _Maps(Sequence[Tensor]):
     def __getitem__(self, at: slice) -> tuple[Tensor, ...]: ...
     def __getitem__(self, at: int | slice) -> Any:
         if isinstance(at, slice):
-            return tuple(value[self.index] for value in self.maps[at])
-        return self.maps[at][self.index]
+            return tuple(value[self.rows] for value in self.maps[at])
+        return self.maps[at][self.rows]
