@@ -1,12 +1,15 @@
 """Generated prompts against their equations (php.md 3.5) written plainly, and the maps between prompts and towers' tokens."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
-from scipy.special import erf
 
 from avcl_core.prompts.generator import DynamicPrompts, as_bias, pooled_map
 from avcl_core.walk import Ctx
+
+erf = np.vectorize(math.erf)
 
 WIDTH, HEADS, BLOCKS, DICTIONARY, ROWS = 12, 3, 2, 7, 4
 VISUAL, AUDIO = 5, 3
