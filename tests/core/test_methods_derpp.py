@@ -136,7 +136,7 @@ def test_a_coupled_task_is_replayed_with_what_the_model_adds():
 
 
 @pytest.mark.parametrize("method", [ExperienceReplay, DarkReplay])
-@pytest.mark.parametrize("aux", [True])
+@pytest.mark.parametrize("aux", [False, True])
 def test_a_run_keeps_the_contract(method, aux, tmp_path):
     options = method.Config(memory=7, replay_batch=3)
     model = PointOptions(copies=not aux, aux=aux)

@@ -197,7 +197,7 @@ def test_the_penalty_holds_the_shared_map_back(tmp_path):
     assert ways[1] < 0.6 * ways[0], ways
 
 
-@pytest.mark.parametrize("options", [EWCOptions(decay=0.9, samples=4)], ids=["online"])
+@pytest.mark.parametrize("options", [EWCOptions(), EWCOptions(decay=0.9, samples=4)], ids=["ewc", "online"])
 def test_a_run_keeps_the_contract(options, tmp_path):
     check_method(points(EWC, options, PointOptions(copies=True), labels=1, classes=2, value=1), tmp_path, stops=5)
 

@@ -170,7 +170,7 @@ def test_old_statistics_do_not_move_and_old_heads_learn_unless_frozen(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:lwf")
-@pytest.mark.parametrize("copies", [True])
+@pytest.mark.parametrize("copies", [False, True])
 def test_a_run_keeps_the_contract(copies, tmp_path):
     toy = points(LwF, None, PointOptions(copies=copies), labels=1, tokens=2, value=1, mask=1)
     check_method(toy, tmp_path, stops=5)

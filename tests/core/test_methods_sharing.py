@@ -286,7 +286,7 @@ def test_an_option_without_effect_is_refused(key, value):
     assert SharingOptions(**SharingOptions().model_dump()) == SharingOptions()
 
 
-@pytest.mark.parametrize("policy", [name for name in SHARING if name != "latest"])  # the default is in tests/contract
+@pytest.mark.parametrize("policy", SHARING)
 def test_a_run_keeps_the_contract(policy, tmp_path):
     toy = points(Finetune, options(policy), PointOptions(copies=True), labels=2, mask=1, epochs=3, lr=0.05)
     check_method(toy, tmp_path, stops=6)
