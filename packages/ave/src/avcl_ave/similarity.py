@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from avcl_core.batch import Batch, Outputs
 from avcl_core.features import Features, FeatureSpec, needs_similarity
-from avcl_core.precision import precise
-
-WEIGHTS = {"visual": 2.0, "audio": 2.0}
-"""Weight of each modality's similarity in the logits (php.md 3.7)."""
+from avcl_core.heads.similarity import fused
 
 
 class SimilarityHead(nn.Module):
@@ -31,5 +27,4 @@ class SimilarityHead(nn.Module):
 
     def forward(self, features: Features, batch: Batch) -> Outputs:
         """Return the outputs for similarities ``[b, T, K]`` per modality."""
-        parts = [weight * precise(features.similarity[modality]) for modality, weight in WEIGHTS.items()]
-        return {"segments": torch.stack(parts).sum(0)}
+        return {"segments": fused(features)}

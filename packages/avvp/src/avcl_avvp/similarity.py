@@ -8,10 +8,8 @@ from torch.nn import functional
 
 from avcl_core.batch import Batch, Outputs
 from avcl_core.features import Features, FeatureSpec, needs_similarity
+from avcl_core.heads.similarity import fused
 from avcl_core.precision import precise
-
-WEIGHTS = {"audio": 2.0, "visual": 2.0}
-"""Weight of each modality's similarity in the logits of a video (php.md 3.7)."""
 
 
 class ParsingReadout(nn.Module):
@@ -37,7 +35,7 @@ class ParsingReadout(nn.Module):
         """Return the outputs for similarities ``[b, T, C + 1]`` per modality."""
         outputs: Outputs = {}
         present, absent = {}, {}
-        for name in WEIGHTS:
+        for name in ("audio", "visual"):
             similarity = precise(features.similarity[name])
             scores = similarity[..., :-1] - similarity[..., -1:]
             weights = scores.log_softmax(1)
@@ -67,5 +65,4 @@ class VideoReadout(nn.Module):
 
     def forward(self, features: Features, batch: Batch) -> Outputs:
         """Return the outputs for similarities ``[b, T, C]`` per modality."""
-        parts = [weight * precise(features.similarity[modality]) for modality, weight in WEIGHTS.items()]
-        return {"logits": torch.stack(parts).sum(0).mean(1)}
+        return {"logits": fused(features).mean(1)}
