@@ -104,6 +104,30 @@ def test_parameter_counts_of_full_towers(name, overrides, parameters):
     assert sum(p.numel() for p in tower.parameters()) == parameters
 
 
+HEADS = {
+    "swin_v2": (6, 12, 24, 48),
+    "htsat": (4, 8, 16, 32),
+    "clap": (4, 8, 16, 32),
+    "clip_vit": (12,),
+    "pvt_v2": (1, 2, 5, 8),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_attention_heads_are_told_per_stage(name, tiny):
+    """As published at full size; at any size the library's attention of a stage has as many."""
+    assert build(name, "full", {}, device="meta").info.heads == HEADS.get(name, ())
+    tower = tiny(name)
+    if tower.info.heads:
+        assert len(tower.info.heads) == len(tower.info.depths)
+    built = [
+        getattr(module, "num_heads", None) or getattr(module, "num_attention_heads", None)
+        for name, module in tower.net.named_modules()
+        if name.endswith(("attn", "attention.self")) and "text_model" not in name
+    ]
+    assert tuple(built) == tuple(h for h, n in zip(tower.info.heads, tower.info.depths, strict=False) for _ in range(n))
+
+
 @pytest.mark.parametrize(
     ("name", "grids", "widths"),
     [

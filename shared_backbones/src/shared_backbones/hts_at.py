@@ -79,6 +79,7 @@ class HtsAt(Tower):
                 name=name, size=size, variant="tiny" if size == "tiny" else "htsat-tiny", modality="audio", width=last.width,
                 class_tokens=0, grid=last.grid, depths=tuple(config.depths), sample_rate=logmel.sample_rate,
                 max_samples=frames * logmel.hop - 1, joint_width=joint_width, spectrogram=(frames, logmel.mels),
+                heads=tuple(config.num_attention_heads),
             ),
             net,
             tuple(subs),

@@ -42,7 +42,8 @@ class TowerInfo:
     ``max_samples``, the longest waveform taken in one piece. ``width``: channels of the final tokens; ``class_tokens``:
     number of leading tokens that lie on no grid; ``grid``: rows and columns of the final patch tokens; ``depths``: blocks
     per stage; ``joint_width``: width of the space shared with text, None where the tower has no text side; ``spectrogram``:
-    the longest log-mel (frames, mels) whose entries `Tower.embed` can hide, None where it cannot.
+    the longest log-mel (frames, mels) whose entries `Tower.embed` can hide, None where it cannot; ``heads``: attention heads
+    per stage, none without attention.
     """
 
     name: str
@@ -60,6 +61,7 @@ class TowerInfo:
     max_samples: int | None = None
     joint_width: int | None = None
     spectrogram: tuple[int, int] | None = None
+    heads: tuple[int, ...] = ()
 
 
 class Tower(nn.Module):

@@ -21,7 +21,7 @@ class Language(Tower):
             torch.manual_seed(seed)
             net = LlamaForCausalLM(config)
         subs = tuple(Sub(kind, 0, block, (1, 1), WIDTH) for block in range(3) for kind in ("attn", "mlp"))
-        info = TowerInfo("llama", "tiny", "toy", "visual", WIDTH, 0, (1, 1), (3,))
+        info = TowerInfo("llama", "tiny", "toy", "visual", WIDTH, 0, (1, 1), (3,), heads=(2,))
         super().__init__(info, net, subs)
 
     def embed(self, features, cache=None):

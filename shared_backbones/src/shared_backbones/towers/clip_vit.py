@@ -71,7 +71,7 @@ class ClipVit(Tower):
         super().__init__(
             TowerInfo(
                 name="clip_vit", size=size, variant=variant, modality="visual", width=width, class_tokens=1, grid=grid,
-                depths=(depth,), image_size=image, mean=MEAN, std=STD, joint_width=joint,
+                depths=(depth,), image_size=image, mean=MEAN, std=STD, joint_width=joint, heads=(heads,),
             ),
             net,
             tuple(subs),

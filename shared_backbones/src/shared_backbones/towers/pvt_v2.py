@@ -77,6 +77,7 @@ class PvtV2(Tower):
             TowerInfo(
                 name="pvt_v2", size=size, variant=variant, modality="visual", width=last.width, class_tokens=0,
                 grid=last.grid, depths=geometry["depths"], image_size=image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+                heads=HEADS,
             ),
             net,
             tuple(subs),

@@ -73,7 +73,7 @@ class SwinV2(Tower):
             TowerInfo(
                 name="swin_v2", size=size, variant=variant, modality="visual", width=last.width, class_tokens=0,
                 grid=last.grid, depths=tuple(geometry["depths"]), image_size=geometry["img_size"],
-                mean=IMAGENET_MEAN, std=IMAGENET_STD,
+                mean=IMAGENET_MEAN, std=IMAGENET_STD, heads=tuple(geometry["num_heads"]),
             ),
             net,
             tuple(subs),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
@@ -168,7 +168,7 @@ class Php(Aligned):
             as_bias(torch.zeros(1, o.rows, self.width), shape.grid, shape.width)
             self.place("visual", f"{block}.attn", "prefix", FromMemo(f"visual {block}"))
             self.place("audio", f"{block}.attn", "input", FromMemo(f"audio {block}"))
-        heads = cast(Any, visual.net).vision_model.config.num_attention_heads
+        heads = visual.info.heads[0]  # of the stage whose tokens the generators read
         return self._owned(lambda: DynamicPrompts(self.width, heads, len(o.blocks), o.dictionary, o.rows, o.depth))
 
     def _check_sound(self) -> None:
