@@ -268,11 +268,13 @@ def test_audio_visual_match_is_a_divergence_per_frame():
     torch.testing.assert_close(found.mean() * PUBLISHED_FRAMES, expected.sum())
 
 
-def test_cross_entropy_per_frame():
+def test_cross_entropy_per_annotated_frame():
     logits, mask = random(2, 3, 4, 4), random(2, 3, 4, 4, seed=3) > 0
     prob = torch.sigmoid(logits)
     expected = -torch.where(mask, prob.log(), (1 - prob).log()).mean((2, 3))
-    torch.testing.assert_close(frame_bce(logits, mask), expected)
+    annotated = torch.tensor([[1, 0, 1], [0, 0, 1]])
+    torch.testing.assert_close(frame_bce(logits, mask, annotated), expected * annotated)
+    assert frame_bce(logits, mask, annotated * 0).eq(0).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"setting": "ms3"}, {"head": "avsbench"}, {"mask_size": 32}])

@@ -12,9 +12,18 @@ PUBLISHED_FRAMES = 10
 """Frames of the batch over which the published audio-visual match loss is a sum: two clips of five."""
 
 
-def frame_bce(logits: Tensor, mask: Tensor) -> Tensor:
-    """Return the binary cross-entropy of every frame ``[b, T]``, the mean over its pixels, for ``[b, T, H, W]`` each."""
-    return functional.binary_cross_entropy_with_logits(logits, mask.to(logits.dtype), reduction="none").mean((2, 3))
+def frame_bce(logits: Tensor, mask: Tensor, annotated: Tensor) -> Tensor:
+    """Return the binary cross-entropy of every frame ``[b, T]``, the mean over its pixels, and zero where it is not annotated.
+
+    In ``s4`` one training frame of five is annotated, so the pixels of the others are left out before, not after.
+
+    Args:
+        logits, mask: ``[b, T, H, W]``.
+        annotated: ``[b, T]``.
+    """
+    known = annotated.bool()
+    pixels = functional.binary_cross_entropy_with_logits(logits[known], mask[known].to(logits.dtype), reduction="none")
+    return pixels.new_zeros(known.shape).masked_scatter(known, pixels.mean((1, 2)))
 
 
 def audio_visual_match(logits: Tensor, maps: Sequence[Tensor], aligned: Sequence[Tensor]) -> Tensor:

@@ -63,7 +63,7 @@ class Segmentation(Task):
     def nll(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> Tensor:
         """Return per clip the binary cross-entropy of its annotated frames, the mean over them and their pixels ``[b]``."""
         annotated = targets["annotated"]
-        loss = frame_bce(outputs["logits"], targets["mask"]) * annotated
+        loss = frame_bce(outputs["logits"], targets["mask"], annotated)
         return loss.sum(1) / annotated.sum(1).clamp(min=1)
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ class Segmentation(Task):
         """
         annotated = targets["annotated"]
         count = annotated.sum().clamp(min=1)
-        parts = {"mask": (frame_bce(outputs["logits"], targets["mask"]) * annotated).sum() / count}
+        parts = {"mask": frame_bce(outputs["logits"], targets["mask"], annotated).sum() / count}
         if "avm" in outputs:
             match = (outputs["avm"] * annotated).sum() / count
             parts["match"] = self.options.match_weight * PUBLISHED_FRAMES * match

@@ -19,44 +19,53 @@ class Portion:
     keys: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How a session goes through the samples of one of its experiences.
+
+    Attributes:
+        batch_size: samples per optimiser step.
+        passes: how often each sample is seen in the session; as often as there are epochs by default.
+        group: key → what it shares with others; keys of a group stand together in each pass.
+    """
+
+    batch_size: int
+    passes: int | None = None
+    group: Callable[[str], str] | None = None
+
+
 def epoch_plan(
-    session: Session,
-    seed: int,
-    epoch: int,
-    batch_size: int,
-    least: int = 1,
-    epochs: int = 1,
-    passes: Mapping[str, int] | None = None,
-    together: Mapping[str, Callable[[str], str]] | None = None,
+    session: Session, seed: int, epoch: int, paces: Mapping[str, Pace], least: int = 1, epochs: int = 1
 ) -> list[Portion]:
     """Return the steps of an epoch.
 
     Every training sample of every experience of the session occurs once; the batches of several experiences alternate
-    in random order. An experience that ``passes`` names is gone through that often in all epochs together, in equal parts; where
-    these are less than a sample, some epochs have no step of it.
+    in random order. An experience whose pace has ``passes`` is gone through that often in all epochs together, in equal parts;
+    where these are less than a sample, some epochs have no step of it.
 
     Args:
+        paces: experience → how it is gone through.
         least: smallest size of a last, ragged batch (the number of ranks); a smaller one joins the batch before it.
-        epochs: epochs of the session, for ``passes``.
-        together: experience → what groups its samples: those of a group stand together in each pass.
-        passes: experience → how often its samples are seen in the session; as often as there are epochs by default.
+        epochs: epochs of the session.
 
     Raises:
         ConfigError: an experience has fewer than ``least`` training samples, in all or for this epoch; a batch is smaller than
             ``least``; or no experience has any for this epoch.
     """
-    if batch_size < least:
-        raise ConfigError(f"training.batch_size is {batch_size}; {least} ranks need at least one sample each")
     portions: list[tuple[int, Portion]] = []
-    often = {e.name: (passes or {}).get(e.name, epochs) for e in session.experiences}
+    often = {e.name: epochs if (own := paces[e.name].passes) is None else own for e in session.experiences}
     for experience in session.experiences:
+        size = paces[experience.name].batch_size
+        if size < least:
+            raise ConfigError(
+                f"experience {experience.name}: training.batch_size is {size}; {least} ranks need at least one sample each"
+            )
         if len(experience.train) < least:
             raise ConfigError(
                 f"experience {experience.name} has {len(experience.train)} training samples; at least {least} are needed, one per"
                 " rank"
             )
-        group = (together or {}).get(experience.name)
-        keys = _part(experience, seed, epoch, epochs, often[experience.name], group)
+        keys = _part(experience, seed, epoch, epochs, often[experience.name], paces[experience.name].group)
         if 0 < len(keys) < least:
             raise ConfigError(
                 f"experience {experience.name}: {_share(experience, often, epochs)} leave epoch {epoch + 1} {len(keys)} of them, fewer"
@@ -65,7 +74,7 @@ def epoch_plan(
             )
         if not keys:
             continue
-        cuts = list(range(0, len(keys), batch_size))
+        cuts = list(range(0, len(keys), size))
         if len(cuts) > 1 and len(keys) - cuts[-1] < least:
             cuts.pop()
         for begin, end in zip(cuts, [*cuts[1:], len(keys)], strict=True):

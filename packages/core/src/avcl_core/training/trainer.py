@@ -22,7 +22,7 @@ from avcl_core.training.drift import learning, refuse_drift, resting_digests
 from avcl_core.training.loader import Loader
 from avcl_core.training.optimizers import NamedOptimizer, named_optimizers
 from avcl_core.training.options import TrainingOptions
-from avcl_core.training.order import Portion, epoch_plan
+from avcl_core.training.order import Pace, Portion, epoch_plan
 from avcl_core.training.position import Best, Position
 from avcl_core.training.preemption import Preemption
 from avcl_core.training.recorder import Recorder
@@ -243,11 +243,12 @@ class Trainer:
         return stepper, lengths
 
     def _plan(self, session: Session, epoch: int) -> list[Portion]:
-        own = {e: self.all_options.of({e.task}) for e in session.experiences}
-        passes = {e.name: options.epochs for e, options in own.items()}
-        together = {e.name: partial(self.loader.media, e) for e, options in own.items() if options.together}
-        size, world = self.options.batch_size, self.collective.world
-        return epoch_plan(session, self.seed, epoch, size, world, self.options.epochs, passes, together)
+        paces = {}
+        for experience in session.experiences:
+            own = self.all_options.of({experience.task})
+            group = partial(self.loader.media, experience) if own.together else None
+            paces[experience.name] = Pace(own.batch_size, own.epochs, group)
+        return epoch_plan(session, self.seed, epoch, paces, self.collective.world, self.options.epochs)
 
     def _select(self, session: Session, method: Method, epoch: int) -> None:
         """Judge the epoch on the selection splits and keep the best owned tensors."""
