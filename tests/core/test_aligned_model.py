@@ -20,7 +20,7 @@ _spec.loader.exec_module(toys)
 
 from avcl_core.errors import ConfigError  # noqa: E402
 from avcl_core.models.aligned import Aligned, AlignedOptions  # noqa: E402
-from avcl_core.ownership import Owners  # noqa: E402
+from avcl_core.ownership import Owners, own  # noqa: E402
 from avcl_core.prompts.context import ClassPrompts  # noqa: E402
 from avcl_core.running.size import forward_flops, shapes_only  # noqa: E402
 from avcl_core.testing import toy_task, toy_towers  # noqa: E402
@@ -181,6 +181,30 @@ def test_learning_encodes_at_every_step_and_leaves_nothing_behind(counted):
     assert torch.equal(calls[3], method.model.contexts["texts"].vectors)
     method.model._seen.clear()
     assert torch.equal(toys.answers(method, given), learnt)
+
+
+def test_a_tower_that_learns_encodes_its_texts_anew(counted):
+    """What a tower made of texts before it learnt is never used again, not even when it is frozen once more."""
+    method, given, calls = counted
+    towers = dict(method.model._towers())
+    method.model.contexts["texts"].vectors.requires_grad_(False)
+    first = method.model.seen_names("texts"), method.model.heard_names("texts")
+    for name, tower in towers.items():
+        own(tower.set_trainable(True), "shared")
+        for weight in tower.net.parameters():
+            weight.data.mul_(1.1)
+    moved = method.model.seen_names("texts"), method.model.heard_names("texts")
+    assert not any(torch.allclose(a, b, atol=1e-4) for a, b in zip(first, moved, strict=True))
+    moved[0].sum().backward()
+    words = towers["visual"].net.text_model.embeddings.token_embedding.weight.grad
+    assert float(words.abs().sum()) > 0
+    towers["visual"].net.text_projection.weight.data[:4].zero_()
+    towers["audio"].net.text_projection.linear2.weight.data[:4].zero_()
+    for tower in towers.values():
+        tower.set_trainable(False)
+    after = method.model.seen_names("texts"), method.model.heard_names("texts")
+    assert not any(torch.allclose(a, b, atol=1e-4) for a, b in zip(moved, after, strict=True))
+    assert len(calls) == 3
 
 
 def test_a_frozen_context_is_encoded_once_in_training_too(counted):

@@ -307,6 +307,13 @@ def test_centres_are_those_of_the_training_samples():
     assert build("php").model.router.width == 64
 
 
+def test_centres_of_a_tower_that_learns_are_refused():
+    method = build("s_prompts")
+    dict(method.model._towers())["visual"].set_trainable(True)
+    with pytest.raises(ConfigError, match=r"towers\.visual learns, and the router compares"):
+        toys.calibrated(method)
+
+
 def test_coda_sums_over_all_tasks_whichever_is_asked():
     method = build("coda")
     given = toys.batch(method, "labels")

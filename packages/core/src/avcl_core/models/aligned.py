@@ -216,9 +216,22 @@ class Aligned(Model):
 
     # ------------------------------------------------------------------ routing
     def calibrate(self, experience: Experience, data: Data) -> None:
-        """Compute the centres of the experience, where the model keeps any."""
+        """Compute the centres of the experience, where the model keeps any.
+
+        Raises:
+            ConfigError: a tower that they are centres of learns.
+        """
         if self.router is not None:
+            self._refuse_moving()
             self.router.fit(self.slot(experience), (self.query(batch, self._reads) for batch in data.batches()))
+
+    def _refuse_moving(self) -> None:
+        for name in self._reads:
+            if dict(self._towers())[name].trainable:
+                raise ConfigError(
+                    f"towers.{name} learns, and the router compares samples with centres of its frozen features: they would be of "
+                    "another space after training; freeze the tower, or route without centres"
+                )
 
     def route(self, batch: Batch) -> tuple[str, ...] | None:
         """Return one slot per sample: that of the experience where it is given, else what :meth:`guess` makes of its content.
@@ -275,10 +288,16 @@ class Aligned(Model):
         return self.kept.joint(self.plain_walk(name), value.flatten(0, 1)).unflatten(0, value.shape[:2])
 
     def seen_names(self, task: str) -> Tensor:
-        """Return CLIP's normalised class prompt features ``[K, D]``; while nothing learns, they are encoded once per context."""
+        """Return CLIP's normalised class prompt features ``[K, D]``; while nothing learns, they are encoded once per context.
+
+        A tower that learns (``trainable``) encodes them every time, with gradient to its own weights.
+        """
         shared = self.options.context.per == "shared"
         context = cast(LearnedContext, self.text["context"] if shared else self.contexts[task]).vectors
-        if torch.is_grad_enabled() and context.requires_grad:
+        learns = self._learns("visual")
+        if learns:
+            self._seen.clear()
+        if learns or (torch.is_grad_enabled() and context.requires_grad):
             features = self.prompts[task].encode(context)
         else:
             known = self._seen.get(task)
@@ -292,15 +311,23 @@ class Aligned(Model):
         return F.normalize(mix * self.text["names"](features) + (1 - mix) * features, dim=-1)
 
     def heard_names(self, task: str) -> Tensor:
-        """Return CLAP's normalised features ``[K, D]`` of "The sounds of …", encoded once."""
-        known = self._heard.get(task)
+        """Return CLAP's normalised features ``[K, D]`` of "The sounds of …", encoded once by a frozen tower.
+
+        They have no gradient: what a tower that learns makes of them is encoded again every time, but teaches it nothing.
+        """
         weight = next(self.towers["audio"].parameters())
         if weight.is_meta:  # sizes are counted: what is encoded once is no part of a sample's cost
             return weight.new_empty(len(self.tasks[task].texts), self.joint_width("audio"))
+        learns = self._learns("audio")
+        if learns:
+            self._heard.clear()
+        known = self._heard.get(task)
         if known is None or known.device != weight.device:
             texts = [f"The sounds of {spoken(name)}" for name in self.tasks[task].texts]
             with unmixed(weight):
-                known = self._heard[task] = F.normalize(self._text("audio").encode(texts), dim=-1)
+                known = F.normalize(self._text("audio").encode(texts), dim=-1)
+            if not learns:
+                self._heard[task] = known
         return known
 
     def _contrast(self, seen: Tensor, heard: Tensor, ctx: Ctx) -> None:
@@ -311,6 +338,9 @@ class Aligned(Model):
         weights = self.options.contrast
         ctx.aux["audio to visual"] = weights.audio_to_visual * F.cross_entropy(logits, same)
         ctx.aux["visual to audio"] = weights.visual_to_audio * F.cross_entropy(logits.T, same)
+
+    def _learns(self, name: str) -> bool:
+        return dict(self._towers())[name].trainable
 
     def _text(self, name: str) -> TextEncoder:
         text = dict(self._towers())[name].text
