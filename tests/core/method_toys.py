@@ -116,8 +116,7 @@ class PointModel(Model):
         self.part = own(nn.Linear(WIDTH, WIDTH), "shared:part")
         self.copies = Bank(Shift, "task") if options.copies else None
 
-    @property
-    def coupled(self):
+    def coupled(self, task):
         return self.options.aux
 
     def active(self, experience):

@@ -19,11 +19,12 @@ toys = sys.modules["aligned_toys"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(toys)
 
 from avcl_core.errors import ConfigError  # noqa: E402
+from avcl_core.methods.er import ExperienceReplay, ReplayOptions  # noqa: E402
 from avcl_core.models.aligned import Aligned, AlignedOptions  # noqa: E402
 from avcl_core.ownership import Owners, own  # noqa: E402
 from avcl_core.prompts.context import ClassPrompts  # noqa: E402
 from avcl_core.running.size import forward_flops, shapes_only  # noqa: E402
-from avcl_core.testing import toy_task, toy_towers  # noqa: E402
+from avcl_core.testing import ToyRun, toy_task, toy_towers  # noqa: E402
 from avcl_core.testing.toy_texts import ToyTexts  # noqa: E402
 from avcl_core.testing.toy_towers import aligned_towers  # noqa: E402
 from avcl_core.walk import Ctx  # noqa: E402
@@ -107,12 +108,28 @@ def test_only_training_contrasts_and_only_tasks_with_texts(method):
     for task, training in (("texts", False), ("labels", True)):
         _, ctx = toys.similarity(method, toys.batch(method, task), training)
         assert ctx.aux == {}
-    assert method.model.coupled
+    assert {task: method.model.coupled(task) for task in ("texts", "labels")} == {"texts": True, "labels": False}
     without = toys.grown(Aligned, AlignedOptions(contrast={"audio_to_visual": 0, "visual_to_audio": 0}))
-    assert not without.model.coupled
+    assert not without.model.coupled("texts")
     assert "contrast" not in without.model.text
     assert toys.similarity(without, toys.batch(without, "texts"), training=True)[1].aux == {}
-    assert not toys.grown(Aligned, tasks={"labels": toy_task("labels")}).model.coupled
+    assert not toys.grown(Aligned, tasks={"labels": toy_task("labels")}).model.coupled("labels")
+
+
+def test_only_tasks_that_are_contrasted_need_the_whole_batch(tmp_path):
+    toy = ToyRun(aligned_towers, Aligned, ExperienceReplay, toys.toy_tasks(), method_options=ReplayOptions(memory=4))
+    options = toy.training.model_copy(update={"micro_batch": 2, "epochs": 1, "lr": 1e-4})
+    with pytest.raises(ConfigError, match="task texts with model Aligned has a loss over the whole batch"):
+        replace(toy, training=options).trainer(tmp_path / "refused").run()
+    ends = []
+    # Beside pieces of one task, the other's samples are replayed whole.
+    for name, micro in (("whole", None), ("pieces", 2)):
+        tasks = {"texts": {"micro_batch": None}, "labels": {"micro_batch": micro}}
+        trainer = replace(toy, training=options.model_copy(update={"tasks": tasks})).trainer(tmp_path / name)
+        trainer.run()
+        ends.append(Owners(trainer.method.model).state())
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, atol=1e-4, rtol=1e-4, msg=name)
 
 
 def test_predictions_do_not_depend_on_the_batch(method):
@@ -185,11 +202,11 @@ def test_learning_encodes_at_every_step_and_leaves_nothing_behind(counted):
 
 def test_a_tower_that_learns_encodes_its_texts_anew(counted):
     """What a tower made of texts before it learnt is never used again, not even when it is frozen once more."""
-    method, given, calls = counted
+    method, _, calls = counted
     towers = dict(method.model._towers())
     method.model.contexts["texts"].vectors.requires_grad_(False)
     first = method.model.seen_names("texts"), method.model.heard_names("texts")
-    for name, tower in towers.items():
+    for tower in towers.values():
         own(tower.set_trainable(True), "shared")
         for weight in tower.net.parameters():
             weight.data.mul_(1.1)

@@ -92,7 +92,7 @@ def test_parameters_of_every_owner_and_what_an_experience_teaches(full):
 def test_a_stream_without_texts_has_no_text_parts(full):
     model, (experience,) = on_meta(full, "labels")
     assert not len(model.text)
-    assert not model.coupled
+    assert not model.coupled("labels")
     assert model.active(experience) == ("shared", "router", "task:labels0", "expert:labels0", "head:labels")
 
 

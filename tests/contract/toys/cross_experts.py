@@ -54,7 +54,8 @@ class Mixture(SiteModule):
 
 
 class CrossExperts(Model):
-    coupled = True
+    def coupled(self, task):
+        return True
 
     def make_walks(self):
         return (DualStream.lockstep(dict(self._towers()), [(0, 0), (3, 2)]),)

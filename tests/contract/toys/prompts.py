@@ -63,7 +63,8 @@ class Recalled(SiteModule):
 
 
 class Prompts(Model):
-    coupled = True
+    def coupled(self, task):
+        return task != "classes"  # as in PHP, some tasks have a contrastive term
 
     def make_walks(self):
         return (DualStream.lockstep(dict(self._towers()), [(b, b) for b in range(4)], second_block="whole"),)
@@ -93,7 +94,7 @@ class Prompts(Model):
         ctx.memo["audio"] = self.bias(heard.mean(1, keepdim=True))
 
     def read(self, features, batch, ctx):
-        if ctx.training:
+        if ctx.training and self.coupled(batch.task):
             seen, heard = (
                 functional.normalize(features.final[name].mean((1, 2)), dim=-1) for name in ("visual", "audio")
             )

@@ -78,6 +78,11 @@ class ContrastOptions(Options):
     audio_to_visual: NonNegativeFloat = 2.0
     visual_to_audio: NonNegativeFloat = 1.5
 
+    @property
+    def acts(self) -> bool:
+        """Whether there is any term."""
+        return self.audio_to_visual + self.visual_to_audio > 0
+
 
 class RouterOptions(Options):
     """Centres that tell to which task a sample of a hidden experience belongs (:class:`Centres`).
@@ -153,7 +158,7 @@ class Aligned(Model):
             joint, heard = (_joint(towers[name]) for name in ("visual", "audio"))
             self.text["visual"] = clip_adapter(joint, options.text.reduction)
             self.text["names"] = clip_adapter(joint, options.text.reduction)
-            if self._contrasts:
+            if options.contrast.acts:
                 self.text["contrast"] = nn.Linear(heard, joint)
             if options.context.per == "shared":
                 self.text["context"] = LearnedContext(options.context.tokens, self._text("visual").width)
@@ -177,14 +182,9 @@ class Aligned(Model):
         """Return the shapes that heads can expect; both modalities are compared with texts."""
         return replace(super().spec(), similarity=("visual", "audio"))
 
-    @property
-    def coupled(self) -> bool:  # type: ignore[override]
-        """Whether a task's contrastive term compares the samples of a batch."""
-        return bool(self.text) and self._contrasts
-
-    @property
-    def _contrasts(self) -> bool:
-        return self.options.contrast.audio_to_visual + self.options.contrast.visual_to_audio > 0
+    def coupled(self, task: str) -> bool:
+        """Whether a contrastive term compares the samples of the task's batches: where it has class texts."""
+        return bool(self.tasks[task].texts) and self.options.contrast.acts
 
     def grow(self, experience: Experience) -> None:
         """Create what the experience needs; a task with texts gets a context of its own."""
@@ -266,7 +266,7 @@ class Aligned(Model):
             return found
         frames = found.final["visual"].shape[1]
         joint = {name: self.project(name, found.final[name].flatten(0, 1)) for name in ("visual", "audio")}
-        if ctx.training and self._contrasts:
+        if ctx.training and self.options.contrast.acts:
             means = {name: value.unflatten(0, (-1, frames)) for name, value in joint.items()}
             self._contrast(means["visual"].mean(1), self.text["contrast"](means["audio"]).mean(1), ctx)
         mix = self.options.text.adapter

@@ -83,8 +83,6 @@ class Model(nn.Module):
 
     Config: ClassVar[type[Options]] = Options
     requires: ClassVar[Requires] = Requires()
-    coupled: ClassVar[bool] = False
-    """True when ``ctx.aux`` holds terms that are no mean over rows (load balance, contrast): no micro-batches."""
 
     def __init__(self, towers: Mapping[str, Tower], tasks: Mapping[str, Task], options: Options) -> None:
         super().__init__()
@@ -132,6 +130,11 @@ class Model(nn.Module):
         walks = [walk for walk in self.walks if tower in walk.towers]
         found = next((s for walk in walks for s in walk.steps if s.name == step), None)
         if found is None:
+    def coupled(self, task: str) -> bool:
+        """Whether ``ctx.aux`` of a task's batches holds terms that are no mean over rows (load balance, contrast): then no
+        micro-batches, and the rows of replayed samples are not divided over ranks. By default there are none."""
+        return False
+
             names = [s.name for walk in walks for s in walk.steps]
             raise ValueError(f"site ({tower}, {step}, {place}): no such step; steps of this tower's walk: {names}")
         kinds = {sub.kind for sub in found.advance.get(tower, ())}

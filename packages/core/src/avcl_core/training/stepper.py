@@ -76,10 +76,13 @@ class Stepper:
         count = len(portion.keys)
         mine = shards(count, self.collective.world)[self.collective.rank]
         pieces = self._pieces(-(-count // self.collective.world))
-        coupled = self.tasks[portion.experience.task].coupled, self.method.model.coupled
-        if pieces > 1 and any(coupled):
-            who = f"task {portion.experience.task}" if coupled[0] else f"model {type(self.method.model).__name__}"
-            raise ConfigError(f"{who} has a loss over the whole batch; leave training.micro_batch empty")
+        task = portion.experience.task
+        if pieces > 1 and self._coupled(task):
+            model = "" if self.tasks[task].coupled else f" with model {type(self.method.model).__name__}"
+            raise ConfigError(
+                f"task {task}{model} has a loss over the whole batch; leave training.micro_batch empty, or set it for other tasks "
+                "alone (training.tasks)"
+            )
         if self.norms and (pieces > 1 or self.collective.world > 1):
             raise ConfigError(
                 f"batch norm {self.norms[0]} learns statistics of the whole batch, which micro-batches and ranks would divide; "
@@ -188,7 +191,7 @@ class Stepper:
             groups.setdefault(exemplar.experience, []).append(exemplar)
         found = []
         for name, exemplars in groups.items():
-            whole = self.tasks[self.stream.experience(name).task].coupled or self.method.model.coupled
+            whole = self._coupled(self.stream.experience(name).task)
             if whole:
                 parts = [exemplars, *[[]] * (pieces - 1)]
             else:
@@ -197,6 +200,9 @@ class Stepper:
             loaded = [replace(self._load(name, part), whole=whole) if part else None for part in parts]
             found.append(self._shared(loaded, len(exemplars) / len(recalled)))
         return found
+
+    def _coupled(self, task: str) -> bool:
+        return self.tasks[task].coupled or self.method.model.coupled(task)
 
     def _load(self, experience: str, exemplars: Sequence[Exemplar]) -> Batch:
         names = exemplars[0].stored.keys()
