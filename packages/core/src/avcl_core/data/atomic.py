@@ -30,6 +30,12 @@ def write_chunks(path: Path, chunks: Iterable[bytes | memoryview], *, flush: boo
     return size, digest.hexdigest()
 
 
+def flush(path: Path) -> None:
+    """Return when a written file has reached the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def write_json(path: Path, value: Any) -> tuple[int, str]:
     """Write a JSON file with sorted keys, atomically; returns (bytes, sha256)."""
     return write_chunks(path, [(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()])

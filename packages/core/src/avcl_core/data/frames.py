@@ -126,14 +126,19 @@ def _read_video(
         if number == 1 and promised:
             wanted = _wanted(path, rule, promised, seconds)
         if number in wanted:
-            pictures[number] = resize(frame.to_image(), size)
+            pictures[number] = _picture(frame, size)
         count = number
     if count == 0 or count < promised:
         raise broken(path, "picture stream", f"{count} frames", f"{max(promised, 1)} as its header says", _REPLACE)
     if count != promised:  # the header does not know how many there are
         wanted = _wanted(path, rule, count, seconds)
-        pictures = {n: resize(frame.to_image(), size) for _, n, frame in _decode(path) if n in wanted}
+        pictures = {n: _picture(frame, size) for _, n, frame in _decode(path) if n in wanted}
     return wanted, pictures
+
+
+def _picture(frame: Any, size: int | None) -> np.ndarray:
+    # With the default, threads are started for every picture, which takes longer than converting it.
+    return resize(frame.to_image(threads=1), size)
 
 
 def _decode(path: Path) -> Iterator[tuple[int, int, Any]]:

@@ -33,9 +33,10 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int, wave: np.ndarray | None 
         if wave is not None:
             sound = container.add_stream("aac", rate=rate, options={"aac_coder": "fast"})
             sound.codec_context.layout, sound.codec_context.bit_rate = "mono", 96000
+        tick = Fraction(1, fps)
         for number, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, fps)
+            frame.pts, frame.time_base = number, tick
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
         if sound is not None and wave is not None:
@@ -43,13 +44,7 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int, wave: np.ndarray | None 
                 np.ascontiguousarray(wave, dtype=np.float32)[None], format="fltp", layout="mono"
             )
             block.sample_rate, block.pts, block.time_base = rate, 0, Fraction(1, rate)
-            fifo = av.AudioFifo()
-            fifo.write(block)
-            size = sound.codec_context.frame_size or 1024
-            while (piece := fifo.read(size)) is not None:
-                container.mux(sound.encode(piece))
-            if (rest := fifo.read(0, partial=True)) is not None:
-                container.mux(sound.encode(rest))
+            container.mux(sound.encode(block))  # cut to the encoder's frames inside
             container.mux(sound.encode(None))
     os.replace(staged, path)
 

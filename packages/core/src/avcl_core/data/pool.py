@@ -6,13 +6,16 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed, wait
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 """Called with (done, total) in the parent process."""
+_shared: ContextVar[tuple[int, ProcessPoolExecutor] | None] = ContextVar("shared pool", default=None)
 
 
 def _die_with_parent() -> None:
@@ -27,6 +30,25 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextmanager
+def one_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Every :func:`run_jobs` inside with this number of workers uses one pool: its workers start once and keep their caches.
+
+    Inside another ``one_pool`` of the same size, that pool is used. Workers are started when there is work for them.
+    """
+    outer = _shared.get()
+    if outer is not None and outer[0] == workers:
+        yield outer[1]
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
+        token = _shared.set((workers, pool))
+        try:
+            yield pool
+        finally:
+            _shared.reset(token)
+
+
 def run_jobs(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Result]]:
     """Yield (position, work(job)) as jobs end, in no fixed order; with one worker or one job in this process, in order.
 
@@ -37,11 +59,12 @@ def run_jobs(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -
         for position, job in enumerate(jobs):
             yield position, work(job)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_die_with_parent) as pool:
+    with one_pool(workers) as pool:
         futures = {pool.submit(work, job): position for position, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for future in futures:
+                future.cancel()
+            wait(futures)  # nothing is written any more when this returns

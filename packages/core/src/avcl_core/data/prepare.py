@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from avcl_core.data.atomic import digest_of, sha256_of, write_chunks, write_json
+from avcl_core.data.atomic import digest_of, flush, sha256_of, write_chunks, write_json
 from avcl_core.data.clips import read_clip, read_extras
 from avcl_core.data.layout import ClipSource, Layout
 from avcl_core.data.pool import Progress, run_jobs
@@ -68,7 +68,10 @@ def prepare(
     write_json(out / SETTINGS, settings)
     if progress:
         progress(done, len(layout.clips))
+    for position in kept:
+        _flush(jobs[position])
     for position, _ in run_jobs(_make_shard, missing, workers):
+        _flush(missing[position])  # here, where no worker waits for the disk
         done += len(missing[position].clips)
         if progress:
             progress(done, len(layout.clips))
@@ -185,6 +188,12 @@ def _is_kept(job: _Job) -> bool:
     )
 
 
+def _flush(job: _Job) -> None:
+    """Bring the arrays of a shard to the disk: the manifest, which says that they are there, is written after that."""
+    for name in json.loads(job.record.read_text(encoding="utf-8"))["files"]:
+        flush(job.out / name)
+
+
 def _make_shard(job: _Job) -> None:
     """Read the clips of a shard and write its arrays, then its record: the record makes it count."""
     rows: list[list[str]] = []
@@ -214,7 +223,7 @@ def _make_shard(job: _Job) -> None:
                 f"{job.settings['layout']}: {kind}: found arrays of {sorted(shapes)}; expected one shape and type"
             )
         name = f"{kind}/{job.number:05d}.npy"
-        files[name] = write_chunks(job.out / name, _npy(stack))
+        files[name] = write_chunks(job.out / name, _npy(stack), flush=False)
     record = {
         "settings": digest_of(job.settings),
         "sources": job.sources,

@@ -175,10 +175,10 @@ def _read_stream(path: Path, rate: int) -> np.ndarray:
             declared = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
             planar = av.AudioResampler(format="fltp")
             for frame in container.decode(stream):
-                pieces += [piece.to_ndarray().mean(axis=0, dtype=np.float32) for piece in planar.resample(frame)]
+                pieces += [piece.to_ndarray() for piece in planar.resample(frame)]
     except FFmpegError as error:
         raise broken(path, "sound stream", str(error), "a sound stream that decodes to its end", _REPLACE) from None
-    wave = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
+    wave = np.concatenate(pieces, axis=1).mean(axis=0, dtype=np.float32) if pieces else np.zeros(0, dtype=np.float32)
     if len(wave) == 0:
         raise broken(path, "sound stream", "0 samples", "at least one sample", _REPLACE)
     if len(wave) / source < declared - 0.2:

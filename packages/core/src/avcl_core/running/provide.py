@@ -12,6 +12,7 @@ from typing import Any
 
 from avcl_core.config.run import DataOptions, WorldOptions
 from avcl_core.data.atomic import digest_of
+from avcl_core.data.pool import one_pool
 from avcl_core.data.prepare import prepare
 from avcl_core.data.prepared import MANIFEST, Prepared
 from avcl_core.errors import ConfigError, DataError
@@ -77,9 +78,10 @@ def provide(package: TaskPackage, data: DataOptions, frame_size: int, workers: i
     _claim(data.root, data.world)
     if (target / MANIFEST).is_file():
         return Prepared(target)
-    source = compose_world(package, data.root, data.world, workers, bar)
-    with bar(f"{package.name}: preparing") as progress:
-        return prepare(package.layout(source), target, frame_size=frame_size, workers=workers, progress=progress)
+    with one_pool(workers):
+        source = compose_world(package, data.root, data.world, workers, bar)
+        with bar(f"{package.name}: preparing") as progress:
+            return prepare(package.layout(source), target, frame_size=frame_size, workers=workers, progress=progress)
 
 
 def compose_world(package: TaskPackage, root: Path, world: WorldOptions, workers: int = 2, bar: Bar = silent) -> Path:

@@ -63,7 +63,7 @@ def _sprite(family: str, index: int, id: str) -> np.ndarray:
     return picture
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=256)
 def _sound(family: str, index: int, id: str) -> np.ndarray:
     what = recipe(family, index)
     wave = timbres.synthesise(what.source, what.gesture, rng_for("sound", VERSION, family, index, id))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -39,22 +39,22 @@ def frames(
     drift = _drift(scene, margin)
     grain = _grain(scene, side)
     shots = np.empty((len(moments), side, side, 3), dtype=np.float32)
-    for shot, time in zip(shots, moments, strict=True):
-        x, y = (margin + drift * np.array([np.cos(0.5 * time), np.sin(0.4 * time)])).round().astype(int)
+    corners = margin + drift * np.stack([np.cos(0.5 * moments), np.sin(0.4 * moments)], axis=1)
+    for shot, (x, y) in zip(shots, corners.round().astype(int), strict=True):
         shot[:] = canvas[y : y + side, x : x + side]
     for source in scene.sources:
         cut = _cut_out(bank, source, side)
-        alpha, colour = cut[..., 3:], None
-        for shot, time in zip(shots, moments, strict=True):
-            if _shown(source, scene, time):
-                rows, columns = _box(source, scene, time, side, cut.shape)
-                if colour is None:
-                    colour = _stand_out(cut, shot[rows, columns])
-                shot[rows, columns] += alpha * (colour - shot[rows, columns])
+        alpha, colour = np.repeat(cut[..., 3:], 3, axis=2), None  # spreading a last axis in every frame is slow
+        for number, rows, columns in _boxes(source, scene, moments, side, cut.shape):
+            behind = shots[number, rows, columns]
+            if colour is None:
+                colour = np.ascontiguousarray(_stand_out(cut, behind))
+            behind += alpha * (colour - behind)
     for number, shot in enumerate(shots):
         across, down = (7 * number) % side, (13 * number) % side
         shot += grain[down : down + side, across : across + side]
-    return np.clip(shots, 0, 255).round().astype(np.uint8)
+    np.clip(shots, 0, 255, out=shots)
+    return np.rint(shots, out=shots).astype(np.uint8)
 
 
 def masks(
@@ -66,11 +66,9 @@ def masks(
     shown = np.zeros((len(scene.sources), len(moments), side, side), dtype=bool)
     for index, source in enumerate(scene.sources):
         solid = _cut_out(bank, source, side)[..., 3] > 0.5
-        for number, time in enumerate(moments):
-            if _shown(source, scene, time):
-                rows, columns = _box(source, scene, time, side, (*solid.shape, 4))
-                shown[:index, number, rows, columns] &= ~solid
-                shown[index, number, rows, columns] = solid
+        for number, rows, columns in _boxes(source, scene, moments, side, solid.shape):
+            shown[:index, number, rows, columns] &= ~solid
+            shown[index, number, rows, columns] = solid
     return shown
 
 
@@ -80,13 +78,8 @@ def sound_track(scene: Scene, bank: SourceBank, rate: int = 32000) -> np.ndarray
     for index, source in enumerate(scene.sources):
         if source.audible:
             mix += _track(scene, bank, index, rate)
-    return np.clip(mix, -1, 1).astype(
-        np.float32
-    )  # by sample: scaling the whole mix would betray a loud source in quiet seconds
-
-
-def _shown(source: Source, scene: Scene, time: float) -> bool:
-    return bool(mask_of(source.visible, scene.seconds)[min(int(time), scene.seconds - 1)])
+    # by sample: scaling the whole mix would betray a loud source in quiet seconds
+    return np.clip(mix, -1, 1, out=mix)
 
 
 @lru_cache(maxsize=64)
@@ -123,14 +116,21 @@ def _stand_out(cut: np.ndarray, behind: np.ndarray) -> np.ndarray:
     return np.clip(colour + (70.0 if light < 128 else -70.0), 0, 255)
 
 
-def _box(source: Source, scene: Scene, time: float, side: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """Rows and columns that the sprite covers at a time; it stays inside the frame."""
-    part = time / scene.seconds
+def _boxes(
+    source: Source, scene: Scene, moments: np.ndarray, side: int, shape: tuple[int, ...]
+) -> Iterator[tuple[int, slice, slice]]:
+    """(number, rows, columns) of every frame that shows the sprite, [h, w] of ``shape``; it stays inside the frame."""
+    height, width = shape[:2]
+    part = moments[:, None] / scene.seconds
     centre = np.array(source.start) * (1 - part) + np.array(source.end) * part
-    sway = 0.012 * np.array([np.sin(2.1 * time + source.phase * 6), np.cos(1.7 * time + source.phase * 6)])
-    x, y = (centre + sway) * side - np.array([shape[1], shape[0]]) / 2
-    left, top = (int(np.clip(round(place), 0, side - extent)) for place, extent in ((x, shape[1]), (y, shape[0])))
-    return slice(top, top + shape[0]), slice(left, left + shape[1])
+    turn = source.phase * 6
+    sway = 0.012 * np.stack([np.sin(2.1 * moments + turn), np.cos(1.7 * moments + turn)], axis=1)
+    places = np.rint((centre + sway) * side - np.array([width, height]) / 2)
+    corners = np.clip(places, 0, [side - width, side - height]).astype(int)
+    seconds = np.minimum(moments.astype(int), scene.seconds - 1)
+    for number in np.flatnonzero(mask_of(source.visible, scene.seconds)[seconds]):
+        left, top = corners[number]
+        yield int(number), slice(top, top + height), slice(left, left + width)
 
 
 def _drift(scene: Scene, margin: int) -> np.ndarray:
@@ -184,9 +184,9 @@ def _scrap(pen: ImageDraw.ImageDraw, rng: np.random.Generator, extent: int) -> N
 
 
 def _grain(scene: Scene, side: int) -> np.ndarray:
-    """Pixel noise, float32 [2 side, 2 side, 1]; every frame takes another window of it."""
+    """Pixel noise, float32 [2 side, 2 side, 3], the same in all colours; every frame takes another window of it."""
     noise = rng_for("grain", scene.seed).standard_normal((2 * side, 2 * side, 1), dtype=np.float32)
-    return noise * np.float32(scene.grain)
+    return np.repeat(noise * np.float32(scene.grain), 3, axis=2)
 
 
 def _background_sound(scene: Scene, rate: int) -> np.ndarray:
@@ -194,13 +194,16 @@ def _background_sound(scene: Scene, rate: int) -> np.ndarray:
     rng = rng_for("background sound", scene.seed)
     n = scene.seconds * rate
     noise = rng.standard_normal(n, dtype=np.float32)
-    colour = np.float32(
-        rng.uniform(0.3, 0.9)
-    )  # a one-pole low-pass by blocks is slow in numpy: mix white with its running mean
-    smooth = np.cumsum(np.concatenate([np.zeros(16, np.float32), noise]), dtype=np.float64)
-    dull = ((smooth[16:] - smooth[:-16]) / 4.0).astype(np.float32)
-    mixed = (1 - colour) * noise + colour * dull
-    return mixed * np.float32(LOUDNESS * 10 ** (-scene.snr_db / 20) / mixed.std())
+    # a one-pole low-pass by blocks is slow in numpy: mix white with its running mean
+    colour = np.float32(rng.uniform(0.3, 0.9))
+    summed = np.zeros(n + 16)
+    np.cumsum(noise, dtype=np.float64, out=summed[16:])
+    dull = ((summed[16:] - summed[:-16]) * 0.25).astype(np.float32)
+    dull *= colour
+    noise *= 1 - colour
+    noise += dull
+    noise *= np.float32(LOUDNESS * 10 ** (-scene.snr_db / 20) / noise.std())
+    return noise
 
 
 def _track(scene: Scene, bank: SourceBank, index: int, rate: int) -> np.ndarray:

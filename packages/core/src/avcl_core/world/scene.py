@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,7 @@ class Scene:
 
     def to_json(self) -> dict[str, Any]:
         """The scene as JSON values; :meth:`from_json` gives it back."""
-        return asdict(self)
+        return {**vars(self), "sources": [dict(vars(source)) for source in self.sources]}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Scene:

@@ -23,7 +23,8 @@ def _table(amplitudes: np.ndarray) -> np.ndarray:
 
 def _play(table: np.ndarray, cycles: Contour) -> np.ndarray:
     """Read a wave table at a phase counted in cycles."""
-    return table[((cycles % 1.0) * _TABLE).astype(np.int64)]
+    phase = cycles - np.floor(cycles)  # the same as cycles % 1, several times faster
+    return table[(phase * _TABLE).astype(np.int64)]
 
 
 def _cycles(frequency: Contour) -> Contour:

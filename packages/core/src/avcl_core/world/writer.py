@@ -145,6 +145,7 @@ def write_world(
     """
     root, where = Path(root), places or Places()
     form = {"media": media, "places": asdict(where)} if write is None else {"media": "written by the task"}
+    truth = [scene.to_json() for scene in scenes]
     wish: dict[str, Any] = {
         "task": task,
         "seed": seed,
@@ -152,7 +153,7 @@ def write_world(
         "difficulty": difficulty.record(),
         "size": asdict(size),
         **form,
-        "scenes": digest_of([scene.to_json() for scene in scenes]),
+        "scenes": digest_of(truth),
         "annotations": {name: digest_of(text) for name, text in sorted(annotations.items())},
     }
     if len({scene.id for scene in scenes}) != len(scenes):
@@ -177,7 +178,7 @@ def write_world(
         if progress:
             progress(done, len(scenes))
     texts = {
-        "scenes.jsonl": "".join(json.dumps(s.to_json(), separators=(",", ":")) + "\n" for s in scenes),
+        "scenes.jsonl": "".join(json.dumps(scene, separators=(",", ":")) + "\n" for scene in truth),
         **annotations,
     }
     record = {
