@@ -107,7 +107,7 @@ def _session(
     stepper = _stepper(assembly, method, session, training, len(plan))
     for experience in session.experiences:
         data = SessionData(loader, experience, training.evaluation_batch, lambda: None)
-        method.model.calibrate(experience, data)
+        method.model.calibrate(experience, data, assembly.stream.task_id == "hidden")
         method.before(experience, data)
         mine = [portion for portion in plan if portion.experience is experience]
         bare = Loader(assembly.tasks, inputs_of(options, assembly.towers, assembly.tasks, None), loader.device)

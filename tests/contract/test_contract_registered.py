@@ -100,7 +100,7 @@ def test_models_where_the_task_is_hidden(name):
 
     def calibrate(method, stream, loader):
         for experience in stream.experiences:
-            method.model.calibrate(experience, SessionData(loader, experience, 4, lambda: None))
+            method.model.calibrate(experience, SessionData(loader, experience, 4, lambda: None), hidden=True)
 
     check_model(model, towers, tasks, options, "hidden", calibrate)
 

@@ -66,11 +66,11 @@ def batch(method: Method, task: str, count: int = 3, experience: int = 0, split:
     return next(found.batches(split, found.keys(split)[:count], count))
 
 
-def calibrated(method: Method) -> Method:
+def calibrated(method: Method, hidden: bool = True) -> Method:
     """Let the model see the training data of every experience, as before its training."""
     for task in method.tasks.values():
         for index, experience in enumerate(task.experiences()):
-            method.model.calibrate(experience, data(method, task.name, index))
+            method.model.calibrate(experience, data(method, task.name, index), hidden)
     return method
 
 

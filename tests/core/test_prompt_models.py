@@ -18,7 +18,7 @@ assert _spec.loader is not None
 toys = sys.modules["aligned_toys"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(toys)
 
-from avcl_core.errors import ConfigError  # noqa: E402
+from avcl_core.errors import ConfigError, RunError  # noqa: E402
 from avcl_core.evaluation.evaluator import Evaluator  # noqa: E402
 from avcl_core.methods.base import Method  # noqa: E402
 from avcl_core.methods.derpp import DarkReplay  # noqa: E402
@@ -307,6 +307,32 @@ def test_centres_are_those_of_the_training_samples():
     assert build("php").model.router.width == 64
 
 
+@pytest.mark.parametrize("name", ["s_prompts", "php"])
+def test_centres_are_computed_where_tasks_are_hidden_alone(name):
+    class Unread:
+        def batches(self):
+            raise AssertionError("no sample needs to be read")
+
+    method = build(name)
+    for task in method.tasks.values():
+        method.model.calibrate(task.experiences()[0], Unread(), hidden=False)
+    assert all(float(known.samples) == 0 for known in method.model.router.slots.values())
+    with pytest.raises(RunError, match="no task has centres to compare with"):
+        method.model.guess(toys.batch(method, "labels"))
+    with pytest.raises(AssertionError, match="no sample needs"):
+        method.model.calibrate(method.tasks["labels"].experiences()[0], Unread(), hidden=True)
+
+
+@pytest.mark.parametrize("task_id", ["given", "hidden"])
+def test_a_run_computes_centres_where_it_hides_its_tasks(task_id, folder):
+    model_class, options = MODELS["s_prompts"]
+    toy = ToyRun(aligned_towers, model_class, Method, {"labels": toy_task("labels")}, task_id, model_options=options)
+    trainer = replace(toy, training=toy.training.model_copy(update={"epochs": 1})).trainer(folder)
+    trainer.run()
+    (known,) = trainer.method.model.router.slots.values()
+    assert float(known.samples) == (6 if task_id == "hidden" else 0)
+
+
 def test_centres_of_a_tower_that_learns_are_refused():
     method = build("s_prompts")
     dict(method.model._towers())["visual"].set_trainable(True)
@@ -346,7 +372,7 @@ def test_codas_penalty_is_weighed_and_new_components_avoid_old_ones():
     assert prompts_of(none, given, training=True)[1].aux == {}
     before = Owners(method.model).state()
     later = method.tasks["labels"].experiences()[0]
-    method.model.calibrate(later, toys.data(method, "labels"))
+    method.model.calibrate(later, toys.data(method, "labels"), hidden=False)
     after = Owners(method.model).state()
     changed = {n for n in before if not torch.equal(before[n], after[n])}
     assert changed

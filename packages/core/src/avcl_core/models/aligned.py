@@ -215,13 +215,13 @@ class Aligned(Model):
         return (*super().active(experience), f"task:{experience.task}", SHARED_TEXT)
 
     # ------------------------------------------------------------------ routing
-    def calibrate(self, experience: Experience, data: Data) -> None:
-        """Compute the centres of the experience, where the model keeps any.
+    def calibrate(self, experience: Experience, data: Data, hidden: bool) -> None:
+        """Compute the centres of the experience, where the model keeps any and prediction will ask for them.
 
         Raises:
             ConfigError: a tower that they are centres of learns.
         """
-        if self.router is not None:
+        if self.router is not None and hidden:
             self._refuse_moving()
             self.router.fit(self.slot(experience), (self.query(batch, self._reads) for batch in data.batches()))
 

@@ -180,7 +180,7 @@ class Model(nn.Module):
         """Return the slot whose values a new copy starts from, or ``None`` for a fresh start (the default)."""
         return None
 
-    def calibrate(self, experience: Experience, data: Data) -> None:
+    def calibrate(self, experience: Experience, data: Data, hidden: bool) -> None:
         """Hook before ``experience`` trains: a pass over its data for what is computed and not learnt (a router's centres).
 
         Growing sees no data; this fills the values. It may write to what the experience teaches and to nothing else, and is called in
@@ -194,6 +194,10 @@ class Model(nn.Module):
     def spec(self) -> FeatureSpec:
         """Return the shapes that heads can expect."""
         specs = [walk.spec() for walk in self.walks]
+
+        Args:
+            hidden: whether prediction will have to do without the experience; where not, nothing need be computed that only
+                routes.
         return FeatureSpec(
             {name: shape for spec in specs for name, shape in spec.final.items()},
             {name: shapes for spec in specs for name, shapes in spec.stages.items()},

@@ -83,9 +83,9 @@ class CodaPrompt(Prefixed):
                 raise ConfigError(f"model.components: {error}") from error
             known[slot] = own(made, f"task:{slot}")
 
-    def calibrate(self, experience: Experience, data: Data) -> None:
+    def calibrate(self, experience: Experience, data: Data, hidden: bool) -> None:
         """Make the new components orthogonal to those that earlier tasks have learnt (Gram-Schmidt, as published)."""
-        super().calibrate(experience, data)
+        super().calibrate(experience, data, hidden)
         slot = self.slot(experience)
         for name in self.widths:
             before = self._sets(name, until=slot)

@@ -39,8 +39,8 @@ class SPromptsOptions(PrefixOptions):
 class SPrompts(Prefixed):
     """Independent prompts per task (Wang et al., NeurIPS 2022) on frozen CLIP and CLAP.
 
-    Where the task is hidden, the nearest centre picks the prompt of every sample. Where it is given, centres choose nothing: then
-    nothing but CLIP-Adapters is shared, and nothing else can be forgotten.
+    Where the task is hidden, the nearest centre picks the prompt of every sample. Where it is given, centres choose nothing
+    and none are computed: then nothing but CLIP-Adapters is shared, and nothing else can be forgotten.
     """
 
     Config = SPromptsOptions

@@ -154,7 +154,7 @@ class Trainer:
             experience = session.experiences[index]
             seed_step(self.seed, "before", experience.name)
             self.initialise(method.model, experience, session.fresh)
-            method.model.calibrate(experience, self._data(experience))
+            method.model.calibrate(experience, self._data(experience), self.evaluator.hidden)
             method.before(experience, self._data(experience))
             self._move(index=index + 1)
             self._pause()
