@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,35 +24,34 @@ def two(tmp_path_factory):
         "PYTHONPATH": os.pathsep.join(paths),
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    command = [sys.executable, "-m", "toys.ranks"]
-    started = [
-        subprocess.Popen([*command, str(rank), "2", str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)[-3000:]
+    command = [sys.executable, "-m", "toys.ranks", "2", str(folder)]
+    subprocess.run(command, env=environment, check=True, timeout=600)
     return folder
 
 
+@pytest.fixture(scope="module")
+def alone(memory):
+    """Return what a case learns in one process, and the folder of the run."""
+    return cache(lambda case: (run(case, memory / case), memory / case))
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_equal_one(case, two, folder):
-    one = run(case, folder)
+def test_two_processes_equal_one(case, two, alone):
+    one, _ = alone(case)
     ranks = [torch.load(two / f"{case}-{rank}.pt", weights_only=False) for rank in range(2)]
     assert ranks[0]["matrix"] == ranks[1]["matrix"]
     assert all(torch.equal(value, ranks[1]["owned"][name]) for name, value in ranks[0]["owned"].items())
+    assert ranks[0]["method"].keys() == ranks[1]["method"].keys() == one["method"].keys()
+    assert all(torch.equal(value, ranks[1]["method"][name]) for name, value in ranks[0]["method"].items())
     assert ranks[0]["gradients"].keys() == one["gradients"].keys()
     largest = max(float(value.abs().max()) for value in one["gradients"].values())
     apart = {n: float((v - ranks[0]["gradients"][n]).abs().max()) for n, v in one["gradients"].items()}
     assert max(apart.values()) < 2e-4 * largest, max(apart, key=apart.get)
 
 
-def test_two_processes_tell_the_usage_of_one(two, folder):
-    run("balance", folder)
-    one, both = (json.loads(usage_file(place).read_text()) for place in (folder, two / "balance"))
+def test_two_processes_tell_the_usage_of_one(two, alone):
+    _, place = alone("balance")
+    one, both = (json.loads(usage_file(found).read_text()) for found in (place, two / "balance"))
     for row, tests in one.items():
         assert list(both[row]) == list(tests)
         for test, usage in tests.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from avcl_core.collective import Collective
 from avcl_core.errors import ConfigError
 from avcl_core.methods.derpp import DarkReplay, DarkReplayOptions, packed, unpacked
 from avcl_core.methods.distances import distance
@@ -52,6 +53,33 @@ def test_stored_outputs_are_those_of_the_model_when_the_experience_ended(kind):
         else:
             assert value.dtype == torch.float32
             assert torch.allclose(value, outputs[name], atol=1e-6)
+
+
+class Recording(Collective):
+    """One of two ranks, whose other one has no part to give."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.world, self.given = rank, 2, []
+
+    def join(self, value):
+        self.given.append(value)
+        return [value, {}]
+
+
+def test_each_stored_output_is_computed_by_one_rank_and_given_to_all():
+    bench = Bench(points(DarkReplay, labels=1))
+    (first,) = bench.toy.stream.experiences
+    bench.begin(first)
+    data = bench.data(first)
+    keys = list(data.keys("train"))
+    whole, parts = bench.method.outputs(data, keys), []
+    for rank in range(2):
+        bench.method.collective = Recording(rank)
+        bench.method.outputs(data, keys)
+        parts += bench.method.collective.given
+    assert [list(part) for part in parts] == [keys[0::2], keys[1::2]]
+    for key, found in (parts[0] | parts[1]).items():
+        assert torch.allclose(found["logits"], whole[key]["logits"], atol=1e-6)
 
 
 @pytest.mark.parametrize(("form", "width", "gap"), [("float32", 4, 0), ("float16", 2, 6e-3), ("int8", 1, 0.0501)])

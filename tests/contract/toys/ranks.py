@@ -1,4 +1,4 @@
-"""One rank of a two-process run over gloo: ``python -m toys.ranks RANK WORLD FOLDER`` runs all cases and saves what they learnt."""
+"""Runs of several processes over gloo: ``python -m toys.ranks WORLD FOLDER`` runs all cases and saves what each rank learnt."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.multiprocessing.spawn import start_processes
 from toys.cross_experts import CrossExperts
 from toys.prompts import Prompts
 from toys.regression import FrozenRegressor, KeyFrameReplay
@@ -24,6 +25,7 @@ from avcl_core.ownership import Owners
 from avcl_core.running.folder import Silent
 from avcl_core.testing.toy_run import ToyRun
 from avcl_core.testing.toy_towers import clip
+from avcl_core.training.packing import pack
 
 REPLAY = ReplayOptions(memory=6, replay_batch=3)
 DARK = DarkReplayOptions(memory=6, replay_batch=3)
@@ -54,13 +56,23 @@ def run(case, folder):
         trainer.recorder = Silent(folder)
     trainer.run()
     gradients = {n: s["exp_avg"] for o in trainer.finished_optimizers.values() for n, s in o.items()}
-    return {"owned": Owners(trainer.method.model).state(), "gradients": gradients, "matrix": trainer.matrix.to_json()}
+    return {
+        "owned": Owners(trainer.method.model).state(),
+        "gradients": gradients,
+        "matrix": trainer.matrix.to_json(),
+        "method": pack(trainer.method.state())[0],
+    }
 
 
-if __name__ == "__main__":
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+def work(rank, world, folder):
+    """Run all cases on one rank."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
     for name in CASES:
         torch.save(run(name, folder / name.replace(" ", "-")), folder / f"{name}-{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    world, folder = int(sys.argv[1]), Path(sys.argv[2])
+    start_processes(work, (world, folder), world, start_method="fork")  # imports are paid once

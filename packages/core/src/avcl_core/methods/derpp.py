@@ -88,15 +88,23 @@ class DarkReplay(ExperienceReplay):
         self.memory.add(experience.name, keys, self.outputs(data, self.memory.candidates(experience.name, keys)))
 
     def outputs(self, data: Data, keys: list[str]) -> dict[str, dict[str, Tensor]]:
-        """Return key → outputs of training samples as they are stored, on the host."""
+        """Return key → outputs of training samples as they are stored, on the host.
+
+        Every rank computes a part of them and gets all: each output is computed once, so that no two ranks replay against
+        different ones.
+        """
         found: dict[str, dict[str, Tensor]] = {}
+        mine = keys[self.collective.rank :: self.collective.world]
         with torch.no_grad(), evaluation_mode(self.model):
-            for batch in data.batches(keys=keys):
+            for batch in data.batches(keys=mine):
                 outputs = self.model(batch, self.context(batch, training=False))
                 kinds = self.tasks[batch.task].fields
                 stored = {name: packed(kind, outputs[name], self.masks).cpu() for name, kind in kinds.items()}
                 found |= {k: {n: v[row].clone() for n, v in stored.items()} for row, k in enumerate(batch.keys)}
-        return found
+        joined: dict[str, dict[str, Tensor]] = {}
+        for part in self.collective.join(found):
+            joined |= part
+        return joined
 
 
 def packed(kind: Kind, outputs: Tensor, masks: MaskForm) -> Tensor:
