@@ -157,6 +157,24 @@ def test_one_tower_has_no_agreement(tmp_path):
     assert ">visual<" in source
 
 
+def test_residuals_are_drawn_at_the_sites_that_tell_them_and_for_the_towers_that_have_any(tmp_path):
+    """As PHP has them: pools with weights, adapters with residuals, and here no adapter of sound."""
+    trace = Trace()
+    for tower in ("visual", "audio"):
+        trace.put(f"{tower} pool", "gates", torch.tensor([[0.75, 0.25]]))
+    trace.put("visual shallow mlp", "residual", torch.tensor([0.25]))
+    counter = UsageCounter({"a": ()})
+    counter.add(trace, ("a",))
+    figures = (
+        render_run(make_run(tmp_path / "run", ("ave", "ave", counter.usage(Collective())))).parent / "results/figures"
+    )
+    drawn = re.findall(r">([^<>]+)</", (figures / "usage_depth.svg").read_text())
+    assert "visual: residual / tokens" in drawn
+    assert "audio: residual / tokens" not in drawn
+    assert drawn.count("mlp") == 1
+    assert drawn.count("pool") == 3  # evenness of both towers, and their agreement
+
+
 def test_a_model_without_experts_has_no_section(tmp_path):
     run = make_run(tmp_path / "run", ("ave", "ave", None))
     assert "Expert and prompt usage" not in render_run(run).read_text()

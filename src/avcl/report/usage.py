@@ -155,6 +155,15 @@ def places(usage: TestUsage, tower: str) -> list[str]:
     return [place_of(site) for site, told in usage.sites.items() if tower_of(site) == tower and told.gates]
 
 
+def places_of(usage: TestUsage, tower: str, name: str) -> list[str]:
+    """Return where in depth the sites of a tower stand that tell a number, with weights of experts or without."""
+    return [
+        place_of(site)
+        for site, told in usage.sites.items()
+        if tower_of(site) == tower and told.number(name) is not None
+    ]
+
+
 def told_at(usage: TestUsage, tower: str, place: str) -> Told | None:
     """Return what the site at a place of a tower told."""
     return usage.sites.get(f"{tower} {place}".rstrip())

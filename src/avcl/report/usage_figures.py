@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from avcl.report.figures import readable_on, short
 from avcl.report.style import MUTED, RULE, figure_style, look, panels, to_svg
-from avcl.report.usage import WEIGHT, UsageView, UsedIn, colour, places, told_at
+from avcl.report.usage import WEIGHT, UsageView, UsedIn, colour, places, places_of, told_at
 
 _WRITTEN = 12
 """Columns up to which weights stand in their cells as numbers."""
@@ -98,7 +98,7 @@ def _depth(view: UsageView) -> Figure:
     if any(used.usage.agreement for used in view.tests):
         drawn.append(("same expert first in both", lambda axes: _agreements(axes, view)))
     for tower in view.towers:
-        if any(told.number("residual") is not None for used in view.tests for told in used.usage.sites.values()):
+        if any(places_of(used.usage, tower, "residual") for used in view.tests):
             drawn.append(
                 (f"{tower}: residual / tokens", lambda axes, t=tower: _numbers(axes, view, t, "residual", None))
             )
@@ -114,7 +114,7 @@ def _depth(view: UsageView) -> Figure:
 
 
 def _numbers(axes: Axes, view: UsageView, tower: str, name: str, top: float | None) -> None:
-    depth = list(dict.fromkeys(place for used in view.tests for place in places(used.usage, tower)))
+    depth = list(dict.fromkeys(place for used in view.tests for place in places_of(used.usage, tower, name)))
     for index, used in enumerate(view.tests):
         values = [told.number(name) if (told := told_at(used.usage, tower, place)) else None for place in depth]
         axes.plot(
