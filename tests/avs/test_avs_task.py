@@ -174,6 +174,7 @@ def test_selection_and_note_follow_the_protocol(avs_prepared):
     assert paper.experiences()[0].selection == "test"
     assert "one curve" in clean.splits_note
     assert "per clip" in paper.splits_note
+    assert "epoch" not in paper.splits_note  # a run knows which one it keeps
 
 
 @pytest.mark.parametrize("setting", ["s4", "ms3"])

@@ -47,8 +47,7 @@ class EventLocalisation(Task):
     def __init__(self, data: EventData, width: int = 256) -> None:
         self.data, self.width = data, width
         self.labels = data.classes
-        selected = "best epoch by test accuracy; " if self.selection == "test" else ""
-        self.splits_note = selected + data.note
+        self.splits_note = data.note
 
     @property
     def selection(self) -> Literal["val", "test"]:

@@ -46,7 +46,7 @@ class MaskData:
             raise broken(
                 path, "split", f"no {lacking[0]} video", "videos of every split", "put the published file there"
             )
-        judged = "best epoch by test M_J, M_F per clip" if protocol == "paper" else "M_F from one curve over the split"
+        judged = "M_F per clip" if protocol == "paper" else "M_F from one curve over the split"
         self.note = f"setting {setting}; {judged}"
 
     def keys(self, split: str) -> tuple[str, ...]:

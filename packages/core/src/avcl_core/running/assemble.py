@@ -29,6 +29,7 @@ from avcl_core.task import Task
 from avcl_core.training.inputs import Input, Tile, make_inputs
 from avcl_core.training.loader import Loader
 from avcl_core.training.preemption import Preemption
+from avcl_core.training.splits import selection_notes
 from avcl_core.training.trainer import Trainer
 from shared_backbones.errors import WeightsError
 from shared_backbones.registry import overrides_of
@@ -261,4 +262,6 @@ def size_of(assembly: Assembly) -> Size:
 
 def notes(assembly: Assembly) -> list[str]:
     """Return the lines that reports print beside the scores."""
-    return [f"{task.name}: {task.splits_note}" for task in assembly.tasks.values() if task.splits_note]
+    kept = selection_notes(assembly.sessions, assembly.tasks, assembly.options.training)
+    told = {name: "; ".join(filter(None, (task.splits_note, kept.get(name)))) for name, task in assembly.tasks.items()}
+    return [f"{name}: {text}" for name, text in told.items() if text]

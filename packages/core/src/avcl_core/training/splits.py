@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from avcl_core.errors import ConfigError
 from avcl_core.stream import Session, Stream
+from avcl_core.task import Task
 from avcl_core.training.options import TrainingOptions
 
 
@@ -25,3 +26,16 @@ def refuse_empty_splits(stream: Stream, sessions: Iterable[Session], options: Tr
                 f"experience {experience.name} has no {split} samples; they are needed for evaluation, and for"
                 f" training.selection=best (choose last to do without, for all or as training.tasks.{experience.task}.selection)"
             )
+
+
+def selection_notes(sessions: Iterable[Session], tasks: Mapping[str, Task], options: TrainingOptions) -> dict[str, str]:
+    """Return task → what reports say of the epoch that is kept; nothing of the best one on the official validation split."""
+    found = {}
+    for session in sessions:
+        chosen = options.of({experience.task for experience in session.experiences}).selection
+        for experience in session.experiences:
+            if chosen == "last":
+                found[experience.task] = "last epoch"
+            elif experience.selection == "test":
+                found[experience.task] = f"best epoch by test {tasks[experience.task].primary}"
+    return found
