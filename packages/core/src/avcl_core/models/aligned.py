@@ -164,6 +164,17 @@ class Aligned(Model):
                 self.text["context"] = LearnedContext(options.context.tokens, self._text("visual").width)
             own(self.text, SHARED_TEXT)
 
+    @classmethod
+    def remarks(cls, options: Options, tasks: Mapping[str, Task], sizes: Mapping[str, int]) -> tuple[str, ...]:
+        """Tell of contrastive terms that are zero, since a step has no other sample to compare with."""
+        alone = [name for name, task in tasks.items() if task.texts and sizes[name] == 1]
+        if not alone or not (isinstance(options, AlignedOptions) and options.contrast.acts):
+            return ()
+        return (
+            f"{', '.join(alone)}: the contrastive term (model.contrast) is zero in every step, which has one sample and none to tell "
+            "it from; set training.batch_size to 2 or more, or both weights to 0",
+        )
+
     # ------------------------------------------------------------------ structure
     def make_walks(self) -> tuple[DualStream, ...]:
         """Walk both towers in lock-step; block ℓ of one meets block ℓ of the other, which runs whole."""

@@ -100,6 +100,15 @@ class Model(nn.Module):
         """Return what the model needs with these options; by default :attr:`requires`."""
         return cls.requires
 
+    @classmethod
+    def remarks(cls, options: Options, tasks: Mapping[str, Task], sizes: Mapping[str, int]) -> tuple[str, ...]:
+        """Return what a user should know before training with these options, a line each; by default nothing.
+
+        Args:
+            sizes: task → samples per optimiser step.
+        """
+        return ()
+
     def make_walks(self) -> tuple[DualStream, ...]:
         """Return the walks of a forward call; by default every tower alone."""
         return tuple(DualStream.solo(name, tower) for name, tower in self._towers())
@@ -121,6 +130,11 @@ class Model(nn.Module):
         self.sites.setdefault((tower, step, place), []).append(module)
         return module
 
+    def coupled(self, task: str) -> bool:
+        """Whether ``ctx.aux`` of a task's batches holds terms that are no mean over rows (load balance, contrast): then no
+        micro-batches, and the rows of replayed samples are not divided over ranks. By default there are none."""
+        return False
+
     def removable(self) -> dict[str, frozenset[Place]]:
         """Return what the model can be predicted without, as an ablation: kind of modules → the places where they act."""
         taken = {place for (_, _, place), modules in self.sites.items() if modules}
@@ -130,11 +144,6 @@ class Model(nn.Module):
         walks = [walk for walk in self.walks if tower in walk.towers]
         found = next((s for walk in walks for s in walk.steps if s.name == step), None)
         if found is None:
-    def coupled(self, task: str) -> bool:
-        """Whether ``ctx.aux`` of a task's batches holds terms that are no mean over rows (load balance, contrast): then no
-        micro-batches, and the rows of replayed samples are not divided over ranks. By default there are none."""
-        return False
-
             names = [s.name for walk in walks for s in walk.steps]
             raise ValueError(f"site ({tower}, {step}, {place}): no such step; steps of this tower's walk: {names}")
         kinds = {sub.kind for sub in found.advance.get(tower, ())}
@@ -185,6 +194,10 @@ class Model(nn.Module):
 
         Growing sees no data; this fills the values. It may write to what the experience teaches and to nothing else, and is called in
         eval mode, whatever the method. What it writes is owned, so a resumed run has it.
+
+        Args:
+            hidden: whether prediction will have to do without the experience; where not, nothing need be computed that only
+                routes.
         """
 
     def make_head(self, task: Task, experience: Experience) -> nn.Module | None:
@@ -194,10 +207,6 @@ class Model(nn.Module):
     def spec(self) -> FeatureSpec:
         """Return the shapes that heads can expect."""
         specs = [walk.spec() for walk in self.walks]
-
-        Args:
-            hidden: whether prediction will have to do without the experience; where not, nothing need be computed that only
-                routes.
         return FeatureSpec(
             {name: shape for spec in specs for name, shape in spec.final.items()},
             {name: shapes for spec in specs for name, shapes in spec.stages.items()},

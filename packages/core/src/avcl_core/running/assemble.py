@@ -47,6 +47,7 @@ class Assembly:
     Attributes:
         outline: makes the same method with shapes and no values; call it where the default device is meta.
         skipped: samples left out by ``on_bad_sample: skip``: task, split, key, reason.
+        remarks: what the model has to say of how it will be trained.
         digests: what the run depends on, name → SHA-256.
     """
 
@@ -60,6 +61,7 @@ class Assembly:
     outline: Callable[[], Method]
     digests: Mapping[str, str]
     skipped: tuple[Mapping[str, str], ...]
+    remarks: tuple[str, ...]
     fabric: Fabric
 
     def trainer(
@@ -161,7 +163,11 @@ def assemble(
         **{f"weights of the {name} tower": tower.weights_digest() for name, tower in towers.items()},
     }
     sessions = method_class.sessions(stream)
-    return Assembly(options, towers, tasks, stream, sessions, loader, build, outline, digests, tuple(skipped), fabric)
+    sizes = {name: options.training.of({name}).batch_size for name in tasks}
+    remarks = model_class.remarks(parts.model, tasks, sizes)
+    return Assembly(
+        options, towers, tasks, stream, sessions, loader, build, outline, digests, tuple(skipped), remarks, fabric
+    )
 
 
 def inputs_of(
@@ -252,6 +258,7 @@ def describe(assembly: Assembly) -> list[tuple[str, str]]:
     rows += [("head starts from", f"{task}: {path}") for task, path in assembly.options.init.items()]
     rows += size_of(assembly).rows()
     rows += [("skipped", f"{entry['task']} {entry['split']} {entry['key']}") for entry in assembly.skipped]
+    rows += [("warning", remark) for remark in assembly.remarks]
     return rows
 
 
@@ -264,4 +271,4 @@ def notes(assembly: Assembly) -> list[str]:
     """Return the lines that reports print beside the scores."""
     kept = selection_notes(assembly.sessions, assembly.tasks, assembly.options.training)
     told = {name: "; ".join(filter(None, (task.splits_note, kept.get(name)))) for name, task in assembly.tasks.items()}
-    return [f"{name}: {text}" for name, text in told.items() if text]
+    return [*(f"{name}: {text}" for name, text in told.items() if text), *assembly.remarks]
