@@ -1,17 +1,20 @@
 """The patch head: its parameters, the equations of php.md 3.8 in loops, towers of any kind, and no negatives anywhere."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from avcl_avqa import ground_plugin, plugin
-from avcl_avqa.patches import PatchHead
+from avcl_avqa.head import TemporalGrounding
+from avcl_avqa.patches import PatchHead, TokenGrounding
 from avcl_core.batch import Batch
 from avcl_core.config.options import Options
 from avcl_core.data.prepare import prepare
 from avcl_core.errors import ConfigError
-from avcl_core.features import Features, FeatureSpec, TokenShape
+from avcl_core.features import Distinct, Features, FeatureSpec, TokenShape
 from avcl_core.models.base import Model
 from avcl_core.testing import check_task
 from shared_backbones import create
@@ -227,3 +230,43 @@ def test_options():
     assert "head" not in ground_plugin.options.model_fields  # the grounding stage has but one
     with pytest.raises(ValueError, match="grounding"):
         plugin.options(head="patch")
+
+
+def test_folded_attention_equals_attention_over_keys_and_values_with_gradients():
+    torch.manual_seed(0)
+    plain, folded = TemporalGrounding(8).double().eval(), TokenGrounding(8).double().eval()
+    with torch.no_grad():
+        plain.attention.in_proj_bias.normal_()  # zero at first, which would hide it
+    folded.load_state_dict(plain.state_dict())
+    question, sequence = torch.randn(3, 8, dtype=torch.float64), torch.randn(3, 50, 8, dtype=torch.float64)
+    results = []
+    for module in (plain, folded):
+        given = question.clone().requires_grad_(), sequence.clone().requires_grad_()
+        found = module(*given)
+        results.append([found, *torch.autograd.grad(found.pow(2).sum(), [*given, *module.parameters()])])
+    torch.testing.assert_close(results[1], results[0], atol=1e-12, rtol=1e-10)
+
+
+def test_dropped_attention_weights_take_their_share_of_the_value_bias_with_them():
+    torch.manual_seed(0)
+    module = TokenGrounding(8).double()
+    module.attention.dropout = 1.0
+    with torch.no_grad():
+        module.attention.in_proj_bias.normal_()
+    found = module.train().attend(torch.randn(2, 8).double(), torch.randn(2, 5, 8).double())
+    torch.testing.assert_close(found, module.attention.out_proj.bias.expand(2, -1))
+
+
+def test_questions_about_one_video_share_what_is_computed_of_it():
+    module, one = head(), features(2)
+    rows = torch.tensor([1, 0, 1])
+    shared = Features(
+        {name: value[rows] for name, value in one.final.items()},
+        {name: [value[rows] for value in maps] for name, maps in one.stages.items()},
+    )
+    expected = module(shared, batch())["answer"]
+    computed: list[int] = []
+    module.audio.register_forward_hook(lambda _, given, __: computed.append(len(given[0])))
+    found = module(replace(shared, distinct=Distinct(one, rows)), batch())["answer"]
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
+    assert computed == [2]

@@ -42,8 +42,12 @@ class TemporalGrounding(nn.Module):
 
     def forward(self, question: Tensor, sequence: Tensor) -> Tensor:
         """q ``[b, d]`` and a sequence ``[b, L, d]`` → ``[b, d]``."""
-        attended = self.attention(question[:, None], sequence, sequence, need_weights=False)[0][:, 0]
+        attended = self.attend(question, sequence)
         return self.norm(attended + self.feed_forward(attended))
+
+    def attend(self, question: Tensor, sequence: Tensor) -> Tensor:
+        """Return what multi-head attention with the one query reads ``[b, d]``."""
+        return self.attention(question[:, None], sequence, sequence, need_weights=False)[0][:, 0]
 
 
 class AnswerHead(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from avcl_avqa.head import HEADS, QuestionEncoder, TemporalGrounding
@@ -15,6 +15,26 @@ from avcl_core.features import Features, FeatureSpec
 def projection(inputs: int, width: int) -> nn.Sequential:
     """Return FC(ReLU(FC(·))) from ``inputs`` to ``width`` channels."""
     return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width))
+
+
+class TokenGrounding(TemporalGrounding):
+    """Temporal grounding over sequences so long that keys and values of every token would be most of the work.
+
+    With one query, W_k can stand on its side, qᵀ(W_k s + b_k) = (W_kᵀ q)ᵀ s + const, and W_v behind the sum over tokens: equal
+    results, and per token two products with H vectors in place of two with d × d matrices.
+    """
+
+    def attend(self, question: Tensor, sequence: Tensor) -> Tensor:
+        """Return what multi-head attention with the one query reads ``[b, d]``."""
+        own = self.attention
+        query, key, value = (part.unflatten(0, (own.num_heads, -1)) for part in own.in_proj_weight.chunk(3))
+        query_bias, _, value_bias = (part.unflatten(0, (own.num_heads, -1)) for part in own.in_proj_bias.chunk(3))
+        asked = torch.einsum("bd,hkd->bhk", question, query) + query_bias
+        folded = torch.einsum("bhk,hkd->bhd", asked * own.head_dim**-0.5, key)
+        weights = torch.softmax(folded @ sequence.mT, -1)
+        weights = functional.dropout(weights, own.dropout, self.training)
+        read = torch.einsum("bhd,hkd->bhk", weights @ sequence, value)
+        return own.out_proj((read + weights.sum(-1, keepdim=True) * value_bias).flatten(1))
 
 
 class PatchHead(nn.Module):
@@ -50,23 +70,31 @@ class PatchHead(nn.Module):
         self.visual = projection(width, width)
         self.mix = nn.Linear(2 * width, width)
         self.question = QuestionEncoder(words, width)
-        self.over_sound = TemporalGrounding(width)
-        self.over_patches = TemporalGrounding(width)
+        self.over_sound = TokenGrounding(width)
+        self.over_patches = TokenGrounding(width)
         self.fuse = nn.Linear(2 * width, width)
         self.answer = nn.Linear(width, answers)
 
     def forward(self, features: Features, batch: Batch) -> Outputs:
         """Return the outputs for tokens ``[b, T, N, d]`` and ``[b, T, N_a, D_a]`` and ``question`` ``[b, 14]``."""
-        seen, heard = (features.stages[tower][-1] for tower in ("visual", "audio"))
-        sound = functional.normalize(self.audio(heard), dim=-1)
-        sight = functional.normalize(self.visual(seen), dim=-1)
-        grounded = torch.softmax(sight @ sound.mT, -1) @ sound
-        patches = self.mix(torch.tanh(torch.cat([seen, grounded], -1)))
-        # One sequence over all seconds: the question weighs every token against every other.
-        sound, patches = sound.flatten(1, 2), patches.flatten(1, 2)
+        sound, patches = self.media(features if features.distinct is None else features.distinct.features)
+        if features.distinct is not None:
+            sound, patches = sound[features.distinct.rows], patches[features.distinct.rows]
         question = self.question(batch.inputs["question"])
         fused = [
             self.over_sound(question, sound) + sound.mean(1),
             self.over_patches(question, patches) + patches.mean(1),
         ]
         return {"answer": self.answer(torch.tanh(self.fuse(torch.tanh(torch.cat(fused, -1))) * question))}
+
+    def media(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Return what no question changes, a ``[b, T · N_a, d]`` and u ``[b, T · N, d]``.
+
+        One sequence over all seconds: a question weighs every token against every other.
+        """
+        seen, heard = (features.stages[tower][-1] for tower in ("visual", "audio"))
+        sound = functional.normalize(self.audio(heard), dim=-1)
+        sight = functional.normalize(self.visual(seen), dim=-1)
+        grounded = torch.softmax(sight @ sound.mT, -1) @ sound
+        patches = self.mix(torch.tanh(torch.cat([seen, grounded], -1)))
+        return sound.flatten(1, 2), patches.flatten(1, 2)

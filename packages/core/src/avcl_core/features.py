@@ -20,12 +20,23 @@ class Features:
         plain: input → final tokens of the plain tower ``[b, T, N, C]``, for inputs that ``Task.plain`` names.
         similarity: modality → logits ``[b, T, K]`` of every second against the K texts of ``Task.texts``, where the model has a
             text side and the task has texts.
+        distinct: the features of media that samples have in common, each once; ``None`` where no media are known to be shared.
+            What a head computes of media alone, it need not compute per sample.
     """
 
     final: Mapping[str, Tensor]
     stages: Mapping[str, Sequence[Tensor]]
     plain: Mapping[str, Tensor] = field(default_factory=dict)
     similarity: Mapping[str, Tensor] = field(default_factory=dict)
+    distinct: Distinct | None = None
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """``features`` of distinct media, and the row ``[b]`` of them that belongs to each sample."""
+
+    features: Features
+    rows: Tensor
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from avcl_core.batch import Batch
-from avcl_core.features import Features
+from avcl_core.features import Distinct, Features
 from avcl_core.walk import Ctx
 
 
@@ -41,6 +41,7 @@ def once(batch: Batch, ctx: Ctx, compute: Callable[[Batch, Ctx], Features]) -> F
         {name: _Maps(maps, index) for name, maps in features.stages.items()},
         {name: value[index] for name, value in features.plain.items()},
         {name: value[index] for name, value in features.similarity.items()},
+        Distinct(features, index),
     )
 
 
