@@ -188,11 +188,25 @@ class Restored:
         word = "during" if at.phase == "train" else "before" if at.phase == "before" and at.session == 0 else "after"
         return f"{word} {self.row}"
 
-    def evaluate(self, test: TestSet, split: str | None, matrix: ResultMatrix | None, features: bool = False) -> Tested:
+    @property
+    def last(self) -> bool:
+        """Whether the commit's model is that of the last row, which a run predicts with ablations too."""
+        return self.row == self.assembly.sessions[-1].row
+
+    def evaluate(
+        self,
+        test: TestSet,
+        split: str | None,
+        matrix: ResultMatrix | None,
+        features: bool = False,
+        ablate: bool = False,
+    ) -> Tested:
         """Evaluate one test set (or another split of its experience), beside what ``matrix`` has for the same row."""
         experience = self.assembly.stream.experience(test.experience)
         task = self.assembly.tasks[experience.task]
-        found = self.trainer.evaluator.evaluate(self.trainer.method, task, experience, split or test.split, features)
+        found = self.trainer.evaluator.evaluate(
+            self.trainer.method, task, experience, split or test.split, features, ablate
+        )
         return Tested(task, found, None if matrix is None else matrix.cell(self.row, test.name))
 
 
@@ -230,6 +244,9 @@ def evaluate(
 ) -> dict[str, Tested]:
     """Evaluate a commit of a run (the latest by default) on the test sets of its session, without changing the run.
 
+    As in the run, the model of the last row is predicted without its prompts and without its adapters too; under corruptions
+    (:mod:`avcl_core.running.robustness`) it is not, which would multiply their cost.
+
     Args:
         split: another split than that of the test sets.
         modalities: what prediction sees, if not what the run saw.
@@ -240,7 +257,7 @@ def evaluate(
     """
     run = restore(path, tag, console, modalities)
     matrix = RunRecord.load(path).matrix if split is None and modalities is None else None
-    found = {test.name: run.evaluate(test, split, matrix, features) for test in run.tests}
+    found = {test.name: run.evaluate(test, split, matrix, features, run.last) for test in run.tests}
     return found if run.collective.rank == 0 else {}
 
 

@@ -50,10 +50,13 @@ def _has(run: Path, task: str, options: Mapping[str, str]) -> bool:
 
 
 def result_block(task: Task, evaluation: Evaluation) -> list[str]:
-    """Return the lines of a task's standard result block, with the controls beside the primary metric."""
+    """Return the lines of a task's standard result block, with ablations and controls beside the primary metric."""
     rows = task.table(evaluation.metrics)
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    if evaluation.ablations:
+        lines.append(f"ablations ({task.primary}):")
+        lines += [f"  {n}: {format_score(v[task.primary], task.ideal)}" for n, v in evaluation.ablations.items()]
     lines.append(f"controls ({task.primary}):")
     for name, values in evaluation.controls.items():
         kind = " (oracle)" if name in task.oracles else ""
@@ -81,6 +84,7 @@ def write_evaluation(run: Path, name: str, found: Mapping[str, Tested], say: Cal
             "primary": task.primary,
             "metrics": dict(evaluation.metrics),
             "controls": {name: dict(values) for name, values in evaluation.controls.items()},
+            "ablations": {name: dict(values) for name, values in evaluation.ablations.items()},
             "samples": len(evaluation.predictions),
             "ideal": task.ideal,
             "oracles": sorted(task.oracles),
