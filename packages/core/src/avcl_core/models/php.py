@@ -21,11 +21,14 @@ from avcl_core.prompts.generator import DynamicPrompts, as_bias, pooled_map
 from avcl_core.prompts.pool import Init, PromptPool, Query, split
 from avcl_core.prompts.sites import FromMemo
 from avcl_core.sites import Bank
+from avcl_core.stream import Experience
 from avcl_core.task import Task
 from avcl_core.walk import Ctx
 from shared_backbones.tower import Tower
 
 Blocks = tuple[NonNegativeInt, ...]
+SHARED_PROMPTS = "shared:prompts"
+"""Owner of prompts that all tasks share; their learning rate can differ from that of the adapters."""
 
 
 class ShallowOptions(AdapterOptions):
@@ -206,7 +209,12 @@ class Php(Aligned):
 
     def _owned(self, make: Callable[[], nn.Module]) -> nn.Module:
         """A copy per task, or one for all."""
-        return Bank(make, "task") if self.options.prompts == "task" else own(make(), "shared")
+        return Bank(make, "task") if self.options.prompts == "task" else own(make(), SHARED_PROMPTS)
+
+    def active(self, experience: Experience) -> tuple[str, ...]:
+        """Return the model's owners; prompts that tasks share learn from every task."""
+        everywhere = super().active(experience)
+        return (*everywhere, SHARED_PROMPTS) if self.options.prompts == "shared" else everywhere
 
     def warm_start(self, slot: str) -> str | None:
         """Return the slot that was grown last, whose prompts a new task starts from."""
