@@ -29,7 +29,7 @@ from avcl_core.stream import Session
 from avcl_core.training.loader import Loader, Request
 from avcl_core.training.optimizers import NamedOptimizer
 from avcl_core.training.options import TrainingOptions
-from avcl_core.training.order import Portion, epoch_plan
+from avcl_core.training.order import Pace, Portion, epoch_plan
 from avcl_core.training.session_data import SessionData
 from avcl_core.training.stepper import Stepper
 
@@ -103,7 +103,8 @@ def _session(
 ) -> Iterator[dict[str, Any]]:
     options, loader = assembly.options, assembly.loader
     training = options.training.of({experience.task for experience in session.experiences})
-    plan = epoch_plan(session, options.seed, 0, training.batch_size, 1)
+    paces = {e.name: Pace(options.training.of({e.task}).batch_size) for e in session.experiences}
+    plan = epoch_plan(session, options.seed, 0, paces)
     stepper = _stepper(assembly, method, session, training, len(plan))
     for experience in session.experiences:
         data = SessionData(loader, experience, training.evaluation_batch, lambda: None)
