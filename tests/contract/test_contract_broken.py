@@ -23,6 +23,8 @@ from avcl_core.testing import (
     check_state,
     check_task,
     check_tower,
+    toy_task,
+    toy_towers,
 )
 from avcl_core.testing.toy_data import RATE
 from avcl_core.testing.toy_tasks import ToyAnswers, ToyClasses, ToyLabels
@@ -185,6 +187,13 @@ def test_tasks(kind, sentence):
     assert kind.audio_rate == RATE
     with pytest.raises(AssertionError, match=f"task broken: .*{sentence}"):
         check_task(kind("broken", samples=(6, 3, 4)), towers())
+
+
+def test_the_input_that_a_head_reads_must_be_declared():
+    task = toy_task("tokens")
+    task.needs = ()
+    with pytest.raises(AssertionError, match="the head reads the input 'question'; name it in needs"):
+        check_task(task, toy_towers())
 
 
 # ---------------------------------------------------------------- models

@@ -435,7 +435,7 @@ def test_a_hidden_run_that_is_stopped_and_resumed_ends_the_same(name, folder):
     model_class, options = MODELS[name]
     toy = ToyRun(aligned_towers, model_class, Method, two(), "hidden", model_options=options)
     straight, asked = run_straight(toy, folder / "straight")
-    places = [i for i, stop in enumerate(asked) if stop.session == 1 and stop.phase == "train"]
+    places = [stop for stop in asked if stop.session == 1 and stop.phase == "train"]
     resumed = run_interrupted(toy, folder / "stopped", places[len(places) // 2])
     assert differences(straight, resumed, folder / "straight", folder / "stopped") == []
     cell = straight.matrix.cell("texts0", "labels1")

@@ -59,10 +59,10 @@ def test_a_session_without_progress_ends_early_and_resumes_to_the_same_end(tmp_p
     epochs = {line for line in (tmp_path / "straight/metrics.jsonl").read_text().splitlines() if "validation" in line}
     assert len(epochs) == 3, "the first epoch is best; two more are allowed"
     assert straight.at.phase == "done"
-    training = [place for place, stop in enumerate(asked) if stop.phase == "train"]
-    for at in (training[1], training[-1]):
-        folder = tmp_path / f"stopped{at}"
-        resumed = run_interrupted(impatient(), folder, at)
+    training = [stop for stop in asked if stop.phase == "train"]
+    for number in (1, -1):
+        folder = tmp_path / f"stopped{number}"
+        resumed = run_interrupted(impatient(), folder, training[number])
         assert differences(straight, resumed, tmp_path / "straight", folder) == []
 
 
@@ -97,6 +97,6 @@ def test_sessions_are_trained_with_their_tasks_own_options(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "straight/metrics.jsonl").read_text().splitlines()]
     epochs = [(line["session"], line["epoch"]) for line in lines if "validation" in line]
     assert epochs == [(0, 0), (0, 1), (1, 0)]
-    middle = [place for place, stop in enumerate(asked) if (stop.phase, stop.session) == ("train", 1)][1]
+    middle = [stop for stop in asked if (stop.phase, stop.session) == ("train", 1)][1]
     resumed = run_interrupted(toy, tmp_path / "stopped", middle)
     assert differences(straight, resumed, tmp_path / "straight", tmp_path / "stopped") == []

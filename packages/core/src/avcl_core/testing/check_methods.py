@@ -11,8 +11,9 @@ import torch
 from avcl_core.errors import RunError
 from avcl_core.ownership import Owners
 from avcl_core.testing.rules import require
-from avcl_core.testing.toy_run import ToyRun, differences, run_interrupted, run_straight
+from avcl_core.testing.toy_run import Stop, ToyRun, differences, run_interrupted, run_straight
 from avcl_core.training.packing import pack, unpack
+from avcl_core.training.trainer import Trainer
 
 
 def check_method(toy: ToyRun, folder: Path, stops: int = 3) -> None:
@@ -21,34 +22,36 @@ def check_method(toy: ToyRun, folder: Path, stops: int = 3) -> None:
     Args:
         toy: the method over a model it suits, on toy tasks with at least two experiences.
         folder: an empty folder for the runs.
-        stops: how many interruptions are tried, spread over the run.
+        stops: how many times a second run is interrupted, spread over it.
 
     Raises:
         AssertionError: the first rule that is broken.
     """
     who = f"method {toy.method.__name__}"
-    check_ownership(toy, folder / "watched")
-    straight, asked = run_straight(toy, folder / "straight")
+    straight, asked = check_ownership(toy, folder / "straight")
     check_state(toy, folder / "straight")
     # Once where most depends on the past, in the training of the last session, and then spread over the run.
     last = [i for i, stop in enumerate(asked) if stop.phase == "train" and stop.session == asked[-1].session]
     spread = [(2 * number + 1) * len(asked) // (2 * stops) for number in range(stops - 1)]
-    for at in dict.fromkeys([last[len(last) // 4], *spread]):
-        other = folder / f"stopped-{at}"
-        resumed = run_interrupted(toy, other, at)
-        found = differences(straight, resumed, folder / "straight", other)
-        require(
-            not found,
-            who,
-            f"stopped in phase {asked[at].phase} of session {asked[at].session} and resumed, the run ends differently: {found[:3]}; "
-            "everything that later steps depend on belongs into state(), and every draw needs a seed of its own",
-        )
+    places = {asked[i].at: asked[i] for i in sorted({last[len(last) // 4], *spread})}
+    resumed = run_interrupted(toy, folder / "stopped", *places.values())
+    found = differences(straight, resumed, folder / "straight", folder / "stopped")
+    where = ", ".join(f"phase {at.phase} of session {at.session}" for at in places)
+    require(
+        not found,
+        who,
+        f"stopped in {where} and resumed, the run ends differently: {found[:3]}; "
+        "everything that later steps depend on belongs into state(), and every draw needs a seed of its own",
+    )
 
 
-def check_ownership(toy: ToyRun, folder: Path) -> None:
-    """Check that each session changes only tensors of its active owners, which the trainer asks of every run."""
+def check_ownership(toy: ToyRun, folder: Path) -> tuple[Trainer, list[Stop]]:
+    """Check that each session changes only tensors of its active owners, which the trainer asks of every run.
+
+    Return what :func:`run_straight` returns.
+    """
     try:
-        toy.trainer(folder).run()
+        return run_straight(toy, folder)
     except RunError as error:
         raise AssertionError(f"method {toy.method.__name__}: {error}") from error
 

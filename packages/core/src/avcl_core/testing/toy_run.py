@@ -22,6 +22,7 @@ from avcl_core.task import Task
 from avcl_core.training.inputs import make_inputs
 from avcl_core.training.loader import Loader
 from avcl_core.training.options import TrainingOptions
+from avcl_core.training.position import Position
 from avcl_core.training.preemption import Preemption
 from avcl_core.training.trainer import Trainer
 from shared_backbones.tower import Tower
@@ -120,48 +121,81 @@ class Countdown(Preemption):
 
 @dataclass(frozen=True)
 class Stop:
-    """Where a run was stopped: phase, and number of the session."""
+    """A question whether to stop: where the run stood, and how many were asked there before."""
 
-    phase: str
-    session: int
+    at: Position
+    number: int
+
+    @property
+    def phase(self) -> str:
+        """The phase."""
+        return self.at.phase
+
+    @property
+    def session(self) -> int:
+        """The number of the session."""
+        return self.at.session
+
+
+class Asked(Preemption):
+    """Notes where it was asked whether to stop, and says yes at one place, if any. ``trainer`` is set before the run."""
+
+    trainer: Trainer
+
+    def __init__(self, stop: Stop | None = None) -> None:
+        self.stop, self.places = stop, list[Stop]()
+        super().__init__()
+
+    @property
+    def requested(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The reason to stop once the place is reached; then for good."""
+        if not (self.places and self.places[-1] == self.stop):
+            last, at = self.places[-1] if self.places else None, self.trainer.at
+            self.places.append(Stop(at, last.number + 1 if last and last.at == at else 0))
+        return "a test" if self.places[-1] == self.stop else None
+
+    @requested.setter
+    def requested(self, value: str | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        pass
 
 
 def run_straight(toy: ToyRun, folder: Path, workers: int = 0) -> tuple[Trainer, list[Stop]]:
     """Run to the end; also return, for every question whether to stop, where it was asked."""
-    asked: list[Stop] = []
-
-    class Witness(Countdown):
-        @property
-        def requested(self) -> str | None:
-            asked.append(Stop(trainer.at.phase, trainer.at.session))
-            return None
-
-        @requested.setter
-        def requested(self, value: str | None) -> None:
-            pass
-
-    preemption = Witness(0)
-    trainer = toy.trainer(folder, preemption, workers)
+    asked = Asked()
+    trainer = asked.trainer = toy.trainer(folder, asked, workers)
     trainer.run()
-    return trainer, asked
+    return trainer, asked.places
 
 
-def run_interrupted(toy: ToyRun, folder: Path, at: int, workers: int = 0) -> Trainer:
-    """Stop at question number ``at`` (0-based), then resume in a trainer that knows only the folder, and finish.
+def run_interrupted(toy: ToyRun, folder: Path, *stops: Stop, workers: int = 0) -> Trainer:
+    """Stop one run at each of ``stops``, in order, go on each time in a trainer that knows only the folder, and finish.
+
+    Args:
+        stops: places that ``run_straight`` returned, at different positions: a hook or a test that was stopped begins
+            again, so a second stop within it would not be the same.
+        workers: of the loaders after the first stop.
 
     Raises:
-        AssertionError: the run ended without stopping.
+        AssertionError: the run ended without being asked at one of the places.
     """
-    try:
-        toy.trainer(folder, Countdown(at)).run()
-    except Stopped:
-        pass
-    else:
-        raise AssertionError(f"the run never asked {at + 1} times whether to stop")
-    torch.manual_seed(12345)  # a new process has another generator state
-    trainer = toy.trainer(folder, workers=workers)
-    trainer.resume()
+    for number, stop in enumerate(stops):
+        try:
+            _trainer(toy, folder, stop, workers, number > 0).run()
+        except Stopped:
+            continue
+        raise AssertionError(f"the run was never asked whether to stop at {stop}")
+    trainer = _trainer(toy, folder, None, workers, bool(stops))
     trainer.run()
+    return trainer
+
+
+def _trainer(toy: ToyRun, folder: Path, stop: Stop | None, workers: int, resumes: bool) -> Trainer:
+    """Return a trainer that stops at ``stop``; if it resumes, as a new process would, with another generator state."""
+    asked = Asked(stop)
+    trainer = asked.trainer = toy.trainer(folder, asked, workers if resumes else 0)
+    if resumes:
+        torch.manual_seed(12345)
+        trainer.resume()
     return trainer
 
 
