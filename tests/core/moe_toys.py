@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 
 from avcl_core.batch import Batch
 from avcl_core.collective import Collective, current
@@ -159,8 +160,8 @@ RANKED = ("everything", "tokens")
 """Those that two ranks run as well."""
 
 
-if __name__ == "__main__":
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+def work(rank: int, world: int, folder: Path) -> None:
+    """Take the steps on one rank and save them."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
     for name in RANKED:
@@ -168,3 +169,8 @@ if __name__ == "__main__":
             step(CASES[name], 2 if name == "tokens" else None, collective=current()), folder / f"{name}-{rank}.pt"
         )
     torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    world, folder = int(sys.argv[1]), Path(sys.argv[2])
+    start_processes(work, (world, folder), world, start_method="fork")  # imports are paid once
