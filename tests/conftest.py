@@ -6,6 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+FIRST = ("e2e", "contract", "core")
+"""The folders with the longest files: begun last, one of them would be waited for by a single worker."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest folders first."""
+    places = {Path(__file__).with_name(name): place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.parent, len(FIRST)))
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
