@@ -286,7 +286,7 @@ def test_references_can_be_added_to_a_run_that_has_none(main: Path) -> None:
         add_references(main, ["references=[er]"])
 
 
-def test_as_many_at_a_time_as_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_again_as_many_at_a_time_as_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
@@ -300,7 +300,7 @@ def test_as_many_at_a_time_as_there_are_cores(monkeypatch: pytest.MonkeyPatch) -
     ):
         options, _ = load_run(read(find_config("embedded", "avcl"), given))
         found[" ".join(given)] = at_once(options)
-    assert list(found.values()) == [6, 3, 1, 3, 1]
+    assert list(found.values()) == [9, 4, 1, 4, 1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert at_once(load_run(read(find_config("embedded", "avcl"), ["threads=1"]))[0]) == 1
 

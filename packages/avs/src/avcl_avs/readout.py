@@ -18,8 +18,9 @@ class Readout(nn.Module):
 
     As m is one number per pixel, the logit is m · ⟨Φ, w⟩ + b: two sums over the channels of Φ, which is all that is needed of
     it. The ReLU lets neither sum be moved in front of the convolution, or of the up-sampling before that, so Φ is computed for
-    some channels at a time; for its gradient these are computed again. Channels rather than frames, because the statistics of
-    a channel are over all frames of the clip. In evaluation the batch norm is part of the convolution's weights.
+    some channels at a time; for its gradient these are computed again, unless all of them fit at once. Channels rather than
+    frames, because the statistics of a channel are over all frames of the clip. In evaluation the batch norm is part of the
+    convolution's weights.
 
     Args:
         inputs: channels of the maps.
@@ -48,7 +49,7 @@ class Readout(nn.Module):
         sums, seen = maps.new_zeros(()), []
         for piece, *own in zip(readers.split(size, 2), *(tensor.split(size) for tensor in tensors), strict=True):
             given = self.training, maps, piece, *own
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and size < len(self.conv.weight):
                 found, *statistics = checkpoint(self._sums, *given, use_reentrant=False, preserve_rng_state=False)
             else:
                 found, *statistics = self._sums(*given)

@@ -46,7 +46,8 @@ class NamedOptimizer:
         if not described:
             raise ValueError(f"no live parameter matches the optimiser groups {[group.owners for group in groups]}")
         form = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
-        self.inner = form(described, lr=options.lr)
+        # One kernel for all parameters: with small modules, a kernel per parameter and operation is a tenth of the step.
+        self.inner = form(described, lr=options.lr, fused=True)
 
     def step(self, index: int) -> None:
         """Apply step ``index`` (0-based within the session) at the scheduled learning rate."""
@@ -79,10 +80,7 @@ class NamedOptimizer:
                     raise ValueError(
                         f"optimiser state {name}.{key}: {tuple(value.shape)}, expected {tuple(parameter.shape)}"
                     )
-            # The step counter is a scalar that torch keeps on the CPU.
-            self.inner.state[parameter] = {
-                key: value.to(parameter.device if value.ndim else "cpu", copy=True) for key, value in values.items()
-            }
+            self.inner.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in values.items()}
 
 
 def named_optimizers(
