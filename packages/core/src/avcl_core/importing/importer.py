@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from avcl_core.collective import current
 from avcl_core.config.load import Source, read
@@ -273,7 +273,7 @@ def _folder(
         "init": {},
         "test_selected": dict(marks),
         "imported": {"from": FROM[0], "task": kind, **asdict(done)},
-        "libraries": {name: version(name) for name in ("avcl-core", "torch", "timm", "transformers", "lightning")},
+        "libraries": {name: version(name) for name in ("avcl-core", "torch", "timm", "transformers", "lightning-fabric")},
         "code": code_digest(),
         "python": platform.python_version(),
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from avcl_core.collective import Collective, current
 from avcl_core.config.load import Source, read
@@ -296,7 +296,7 @@ def _create(assembly: Assembly, command: Sequence[str], collective: Collective) 
         "digests": dict(assembly.digests),
         "init": heads,
         "test_selected": marks,
-        "libraries": {name: version(name) for name in ("avcl-core", "torch", "timm", "transformers", "lightning")},
+        "libraries": {name: version(name) for name in ("avcl-core", "torch", "timm", "transformers", "lightning-fabric")},
         "code": code_digest(),
         "python": platform.python_version(),
     }
