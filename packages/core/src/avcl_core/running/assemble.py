@@ -15,13 +15,14 @@ import shared_backbones
 from avcl_core import plugins
 from avcl_core.collective import Collective
 from avcl_core.config.run import Parts, RunOptions, TowerOptions
+from avcl_core.data.pool import one_pool
 from avcl_core.data.prepared import Prepared
 from avcl_core.errors import ConfigError, DataError, IntegrityError
 from avcl_core.methods.base import Method
 from avcl_core.running.folder import RunFolder
 from avcl_core.running.initial import HeadStart
 from avcl_core.running.lock import in_turn
-from avcl_core.running.provide import Bar, provide, silent
+from avcl_core.running.provide import WORKERS, Bar, provide, silent
 from avcl_core.running.size import Size, measure, shapes_only
 from avcl_core.seeding import seed_step
 from avcl_core.stream import Experience, Session, Stream, concatenation
@@ -205,7 +206,7 @@ def _data(
     found = {}
     for rank_first in (True, False):
         if (collective.rank == 0) == rank_first:
-            with in_turn(options.data.root, check):
+            with in_turn(options.data.root, check), one_pool(WORKERS):
                 for name in options.stream.tasks:
                     found[name] = provide(plugins.load("task", name), options.data, size or FRAME_SIZE, bar=bar)
         collective.barrier()

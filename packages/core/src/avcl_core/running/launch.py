@@ -296,7 +296,9 @@ def _create(assembly: Assembly, command: Sequence[str], collective: Collective) 
         "digests": dict(assembly.digests),
         "init": heads,
         "test_selected": marks,
-        "libraries": {name: version(name) for name in ("avcl-core", "torch", "timm", "transformers", "lightning-fabric")},
+        "libraries": {
+            name: version(name) for name in ("avcl-core", "torch", "timm", "transformers", "lightning-fabric")
+        },
         "code": code_digest(),
         "python": platform.python_version(),
     }

@@ -24,6 +24,8 @@ from avcl_core.world.writer import WorldSize
 
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
 """``title -> context manager`` of a progress callback ``(done, total)``."""
+WORKERS = 2
+"""Processes that compose and prepare clips."""
 
 
 def silent(title: str) -> AbstractContextManager[None]:
@@ -58,7 +60,9 @@ def prepared_folder(root: Path, dataset: str, frame_size: int) -> Path:
     return root / "prepared" / f"{dataset}-{frame_size}"
 
 
-def provide(package: TaskPackage, data: DataOptions, frame_size: int, workers: int = 2, bar: Bar = silent) -> Prepared:
+def provide(
+    package: TaskPackage, data: DataOptions, frame_size: int, workers: int = WORKERS, bar: Bar = silent
+) -> Prepared:
     """Return the prepared data of a task, making the generated world first where it is missing.
 
     Args:
@@ -84,7 +88,9 @@ def provide(package: TaskPackage, data: DataOptions, frame_size: int, workers: i
             return prepare(package.layout(source), target, frame_size=frame_size, workers=workers, progress=progress)
 
 
-def compose_world(package: TaskPackage, root: Path, world: WorldOptions, workers: int = 2, bar: Bar = silent) -> Path:
+def compose_world(
+    package: TaskPackage, root: Path, world: WorldOptions, workers: int = WORKERS, bar: Bar = silent
+) -> Path:
     """Compose a task's world in its published layout and return its folder; a world that is there is left as it is.
 
     Raises:
