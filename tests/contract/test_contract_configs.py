@@ -82,12 +82,13 @@ def test_a_task_alone_has_the_model_and_recipe_of_php_s_stream(task, name):
     assert task != "avs" or ours == theirs
 
 
-def test_ablations_of_php_are_different_models():
+def test_ablations_of_php_are_different_models_or_learn_at_other_rates():
     """Every variant of the plan is a valid configuration of its own, none by accident that of another."""
     sweep = load_sweep(find_config("php_ablations", "avcl", "sweeps"), seeds=[0])
     assert len(sweep.todo) == len(sweep.runs) == len(sweep.plan.variants)
-    models = [load_run(read(run.path, run.overrides))[1].model for run in sweep.runs]
-    assert all(a != b for i, a in enumerate(models) for b in models[:i])
+    loaded = [load_run(read(run.path, run.overrides)) for run in sweep.runs]
+    trained = [(parts.model, options.training.rates) for options, parts in loaded]
+    assert all(a != b for i, a in enumerate(trained) for b in trained[:i])
 
 
 @pytest.mark.parametrize("policy", ["snapshot", "ema"])
