@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from avcl_ave.classes import CLASSES
 from avcl_ave.similarity import SimilarityHead
-from avcl_avqa.patches import PatchHead
+from avcl_avqa.head import TemporalGrounding
+from avcl_avqa.patches import PatchHead, TokenGrounding
 from avcl_avs.options import SegmentationOptions
 from avcl_avs.readout import Readout
 from avcl_avs.upsampling import UpsamplingHead
@@ -120,8 +121,9 @@ def learning(model: Php, task: str) -> list[nn.Parameter]:
 
 
 @contextmanager
-def direct_readout(model: nn.Module) -> Iterator[None]:
-    """Let the segmentation head hold all channels of Φ at once and weigh them by the sound before they are added up (3.9)."""
+def direct_heads(model: nn.Module) -> Iterator[None]:
+    """Let the answer head make keys and values of every token (3.8), and the segmentation head hold all channels of Φ at once and
+    weigh them by the sound before they are added up (3.9)."""
 
     def read_out(readout: Readout, maps: Tensor, sound: Tensor, frames: int) -> Tensor:
         phi = F.relu(readout.norm(readout.conv(maps), frames))
@@ -133,11 +135,16 @@ def direct_readout(model: nn.Module) -> Iterator[None]:
         readout.__dict__["forward"] = lambda maps, sound, frames, readout=readout: read_out(
             readout, maps, sound, frames
         )
+    groundings = [module for module in model.modules() if isinstance(module, TokenGrounding)]
+    for grounding in groundings:
+        grounding.__dict__["attend"] = partial(TemporalGrounding.attend, grounding)
     try:
         yield
     finally:
         for readout in readouts:
             del readout.__dict__["forward"]
+        for grounding in groundings:
+            del grounding.__dict__["attend"]
 
 
 def _task(name: str, size: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import php_direct
 import torch
 from clock import Row, Unequal, compare, equal, peak, random, seconds
-from php_cases import TASKS, TEXTS, TINY, batch_of, context, direct_readout, learning, model_of, score
+from php_cases import TASKS, TEXTS, TINY, batch_of, context, direct_heads, learning, model_of, score
 from php_direct_parts import adapt, gates_open, generate
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,7 +49,7 @@ def step(setup: Setup, task: str, clips: int = 2) -> list[Row]:
 
     def run(direct: bool) -> list[Tensor]:
         optimizer.zero_grad(set_to_none=True)
-        with direct_readout(model) if direct else nullcontext():
+        with direct_heads(model) if direct else nullcontext():
             loss = _objective(model, batch, direct)
         loss.backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in live]
@@ -70,7 +70,7 @@ def evaluation(setup: Setup, task: str) -> list[Row]:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             if direct:
-                stack.enter_context(direct_readout(model))
+                stack.enter_context(direct_heads(model))
             outputs = php_direct.forward(model, batch, False)[0] if direct else model(batch, context(batch))
             return list(outputs.values())
 
@@ -217,7 +217,8 @@ def flops(setup: Setup) -> list[Row]:
             kept = _count(lambda m=model: (m.seen_names("ave"), m.heard_names("ave")))
             rows.append(Row("GF of an evaluation, texts of AVE", kept, sum(direct), ratio=kept / sum(direct)))
         ours = _count(lambda m=model, b=batch: m(b, context(b)))
-        other = _count(lambda m=model, b=batch: php_direct.forward(m, b, False))
+        with direct_heads(model):
+            other = _count(lambda m=model, b=batch: php_direct.forward(m, b, False))
         rows.append(Row(f"GF of a clip, evaluation, {task}", ours, other, ratio=ours / other))
     return rows
 

@@ -8,7 +8,17 @@ import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 
-LIBRARIES = ("torch", "torchvision", "torchaudio", "timm", "transformers", "lightning-fabric", "av", "numpy", "pydantic")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "timm",
+    "transformers",
+    "lightning-fabric",
+    "av",
+    "numpy",
+    "pydantic",
+)
 
 
 def checks() -> list[dict[str, str]]:

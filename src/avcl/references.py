@@ -39,7 +39,6 @@ def run_with_references(source: Source, command: Sequence[str]) -> Path:
     """
     with console() as shown:
         run = create(source, command, shown)
-        shown.say(f"run {run}")
     return finish_references(run, ())
 
 

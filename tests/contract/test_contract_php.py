@@ -76,7 +76,7 @@ def test_shapes_of_outputs_at_full_size(full, task, frames) -> None:
 def test_no_parameter_is_dead_and_both_ways_of_a_step_agree(task) -> None:
     import php_direct
     from clock import equal
-    from php_cases import batch_of, context, direct_readout, experience, learning, model_of, score
+    from php_cases import batch_of, context, direct_heads, experience, learning, model_of, score
 
     model = model_of("tiny", CPU, (task,), deep={"blocks": [2, 3], "length": 2, "pool_size": 1})
     batch = batch_of(task, "tiny", 2, CPU)
@@ -87,7 +87,7 @@ def test_no_parameter_is_dead_and_both_ways_of_a_step_agree(task) -> None:
     found = []
     for direct in (False, True):
         if direct:
-            with direct_readout(model):
+            with direct_heads(model):
                 loss = score(*php_direct.forward(model, batch, True))
         else:
             ctx = context(batch, training=True)

@@ -273,7 +273,9 @@ def _folder(
         "init": {},
         "test_selected": dict(marks),
         "imported": {"from": FROM[0], "task": kind, **asdict(done)},
-        "libraries": {name: version(name) for name in ("avcl-core", "torch", "timm", "transformers", "lightning-fabric")},
+        "libraries": {
+            name: version(name) for name in ("avcl-core", "torch", "timm", "transformers", "lightning-fabric")
+        },
         "code": code_digest(),
         "python": platform.python_version(),
     }

@@ -85,7 +85,7 @@ def start(source: Source, command: Sequence[str], console: Console) -> Path | No
         console = console if collective.rank == 0 else Console()
         assembly = assemble(options, parts, fabric, collective, console.bar, preemption.check)
         folder = _create(assembly, command, collective)
-        console.say(f"run {folder.path}")
+        _announce(folder, assembly, console)
         return _drive(assembly, folder, collective, console, preemption, resume=False)
 
 
@@ -107,6 +107,7 @@ def create(source: Source, command: Sequence[str], console: Console) -> Path:
             options, parts, Fabric(accelerator="cpu", devices=1), Collective(), console.bar, preemption.check
         )
         folder = _create(assembly, command, Collective())
+        _announce(folder, assembly, console)
     folder.set_status("stopped")
     return folder.path
 
@@ -332,6 +333,13 @@ def launch_fabric(options: RunOptions) -> tuple[Fabric, Collective]:
     return fabric, current(fabric.device)
 
 
+def _announce(folder: RunFolder, assembly: Assembly, console: Console) -> None:
+    """Say what a new run is and what it will cost; one that goes on has said it."""
+    console.say(f"run {folder.path}")
+    for name, value in describe(assembly):
+        console.say(f"  {name}: {value}")
+
+
 def _drive(
     assembly: Assembly,
     folder: RunFolder,
@@ -340,8 +348,6 @@ def _drive(
     preemption: Preemption,
     resume: bool,
 ) -> Path | None:
-    for name, value in describe(assembly):
-        console.say(f"  {name}: {value}")
     trainer = assembly.trainer(folder, preemption, collective, console.progress)
     if collective.rank:
         # The launcher ends the first rank when another one fails, so a stop is told by the first rank alone.
