@@ -1,6 +1,7 @@
 """Named optimisers: groups by owner, exact state, and a schedule with known values."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from avcl_core.methods.base import Group
 from avcl_core.ownership import Owners, own
-from avcl_core.training.optimizers import NamedOptimizer, schedule
+from avcl_core.training.optimizers import NamedOptimizer, named_optimizers, schedule
 from avcl_core.training.options import TrainingOptions
 
 OPTIONS = TrainingOptions(lr=0.1, weight_decay=0.3, schedule="constant", warmup=0)
@@ -53,6 +54,21 @@ def test_rates_divide_a_group_by_owner():
     found = {id(p): g["lr"] for g in optimizer.inner.param_groups for p in g["params"]}
     rates = {name: found[id(parameter)] for name, parameter in optimizer.names.items()}
     assert rates == pytest.approx({"one.weight": 0.05, "one.bias": 0.05, "two.weight": 0.2, "two.bias": 0.2})
+
+
+def test_in_a_session_of_several_tasks_what_a_task_owns_learns_at_the_rate_of_the_task():
+    made = model()
+    made.three = own(nn.Linear(2, 2), "head:b")
+    options = OPTIONS.model_copy(
+        update={"rates": {"shared": 0.5}, "tasks": {"b": {"lr": 0.02, "rates": {"head:*": 2.0}}}}
+    )
+    method = SimpleNamespace(model=made, optimizers=lambda session: {"all": (Group(),)})
+    session = SimpleNamespace(experiences=[SimpleNamespace(name="a", task="a"), SimpleNamespace(name="b-1", task="b")])
+    optimizer = named_optimizers(method, session, options, [10])["all"]  # pyright: ignore[reportArgumentType]
+    optimizer.step(0)
+    found = {id(p): g["lr"] for g in optimizer.inner.param_groups for p in g["params"]}
+    rates = {name: found[id(parameter)] for name, parameter in optimizer.names.items() if "weight" in name}
+    assert rates == pytest.approx({"one.weight": 0.05, "two.weight": 0.1, "three.weight": 0.04})
 
 
 def test_only_live_parameters_are_taken():

@@ -26,10 +26,16 @@ class NamedOptimizer:
         owners: the ownership table; only parameters that require a gradient are taken.
         options: learning rate, decay and schedule.
         lengths: steps of each epoch of the session, for the schedule.
+        own: owner → the options whose ``lr`` and ``rates`` hold for what it owns, where these are not ``options``.
     """
 
     def __init__(
-        self, groups: Sequence[Group], owners: Owners, options: TrainingOptions, lengths: Sequence[int]
+        self,
+        groups: Sequence[Group],
+        owners: Owners,
+        options: TrainingOptions,
+        lengths: Sequence[int],
+        own: Mapping[str, TrainingOptions] | None = None,
     ) -> None:
         self.options, self.lengths = options, tuple(lengths)
         self.names: dict[str, nn.Parameter] = {}
@@ -40,7 +46,9 @@ class NamedOptimizer:
             decay = options.weight_decay if group.decay is None else group.decay
             by_factor: dict[float, list[nn.Parameter]] = {}
             for name, parameter in taken.items():
-                by_factor.setdefault(options.factor(owners.rows[name].owner), []).append(parameter)
+                owner = owners.rows[name].owner
+                asked = (own or {}).get(owner, options)
+                by_factor.setdefault(asked.factor(owner) * (asked.lr / options.lr), []).append(parameter)
             for factor, parameters in by_factor.items():
                 described.append({"params": parameters, "weight_decay": decay, "rate": group.rate * factor})
         if not described:
@@ -88,12 +96,21 @@ def named_optimizers(
 ) -> dict[str, NamedOptimizer]:
     """Return the optimisers that ``method`` asks for in ``session``, by name.
 
+    In a session of several tasks, what belongs to one of them learns at that task's rate.
+
     Raises:
         RunError: a parameter requires a gradient and is in no group.
     """
     owners = Owners(method.model)
+    own = {
+        f"{kind}:{name}": options.of({experience.task})
+        for experience in session.experiences
+        for kind in ("task", "head")
+        for name in (experience.task, experience.name)
+    }
     made = {
-        name: NamedOptimizer(groups, owners, options, lengths) for name, groups in method.optimizers(session).items()
+        name: NamedOptimizer(groups, owners, options, lengths, own)
+        for name, groups in method.optimizers(session).items()
     }
     taken = {name for optimizer in made.values() for name in optimizer.names}
     left = [name for name, p in owners.match().items() if p.requires_grad and name not in taken]

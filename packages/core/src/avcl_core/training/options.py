@@ -40,8 +40,9 @@ class TrainingOptions(Options):
         evaluation_batch: samples per forward pass in evaluation.
         log_every: steps between two logged losses.
         checkpoint_every: steps between two commits within an epoch; epochs and phases always commit.
-        tasks: task → what is different in sessions of that task alone; of a session of several tasks ``batch_size``, ``together`` and
-            ``epochs``, how often it goes through the task's samples. ``evaluation_batch`` holds wherever the task is evaluated or passed over by a hook.
+        tasks: task → what is different in sessions of that task alone; of a session of several tasks ``batch_size``, ``together``,
+            ``epochs``, how often it goes through the task's samples, and ``lr`` and ``rates`` of what the task owns.
+            ``evaluation_batch`` holds wherever the task is evaluated or passed over by a hook.
     """
 
     epochs: PositiveInt = 8
