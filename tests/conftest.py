@@ -1,6 +1,7 @@
 """Shared test set-up: the folder of real data where there is one, and one thread so that results do not depend on the machine."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import torch
 
 FIRST = ("e2e", "contract", "core")
 """The folders with the longest files: begun last, one of them would be waited for by a single worker."""
+
+# Tests start some hundred Python processes; where they may not keep compiled modules, each compiles all of its imports anew (8 s).
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -50,6 +50,11 @@ def straight(overrides: list[str]) -> Path:
     return start(overrides)
 
 
+def without(overrides: list[str], *keys: str) -> list[str]:
+    """The overrides of other keys."""
+    return [text for text in overrides if not text.startswith(keys)]
+
+
 class Child:
     """A forked process that runs ``work`` and exits as the command line would."""
 

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,13 @@ from avcl_core.errors import IntegrityError
 from avcl_core.running import launch
 from avcl_core.training import checkpoint
 
-from .conftest import Child, content, newest, run_folders, start
+from .conftest import Child, content, newest, run_folders, start, without
+
+
+def session(run: Path) -> int:
+    """The number of the session in which the latest commit was made."""
+    latest = (run / "checkpoints" / "LATEST").read_text().strip()
+    return json.loads((run / "checkpoints" / latest / "state.json").read_text())["position"]["session"]
 
 
 def syncs(run: Path) -> int:
@@ -22,9 +30,8 @@ def syncs(run: Path) -> int:
     return 8 * int((run / "checkpoints" / "LATEST").read_text().split("-")[0])
 
 
-def killed(last: int, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Start a run in a process that dies at its write number ``last``; return its folder."""
-    before = set(run_folders(overrides))
+def killed(last: int, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do ``work`` in a process that dies at its write number ``last``."""
     plain, seen = checkpoint.sync, 0
 
     def deadly(path: Path) -> None:
@@ -35,19 +42,25 @@ def killed(last: int, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> 
         plain(path)
 
     monkeypatch.setattr(checkpoint, "sync", deadly)
-    child = Child(lambda: start(overrides))
+    child = Child(work)
     monkeypatch.setattr(checkpoint, "sync", plain)
     assert child.wait() == -signal.SIGKILL
-    return newest(overrides, before)
 
 
-@pytest.mark.parametrize("moment", [0.02, 0.31, 0.5, 0.77, 0.96])
-def test_kill_at_a_write_then_resume_equals_the_straight_run(
-    moment: float, straight: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+def resume(run: Path, *overrides: str) -> None:
+    launch.resume(run, overrides, launch.Console())
+
+
+def test_killed_at_a_write_again_and_again_then_resumed_equals_the_straight_run(
+    straight: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = killed(int(moment * syncs(straight)) + 1, overrides, monkeypatch)
-    resumed = Child(lambda: launch.resume(run, ["workers=2"] if moment == 0.5 else [], launch.Console()))
-    assert resumed.wait() == 0
+    before, writes = set(run_folders(overrides)), syncs(straight)
+    moments = (0.02, 0.31, 0.5, 0.77, 0.96)  # of all writes of a run
+    killed(int(moments[0] * writes) + 1, lambda: start(overrides), monkeypatch)
+    run = newest(overrides, before)
+    for one, two in pairwise(moments):
+        killed(int((two - one) * writes), lambda: resume(run), monkeypatch)
+    assert Child(lambda: resume(run)).wait() == 0
     assert content(run) == content(straight)
     assert json.loads((run / "run.json").read_text())["status"] == "done"
 
@@ -56,19 +69,20 @@ def test_a_stream_of_all_four_tasks_resumes_to_the_same_bytes(
     overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed while it learns segmentation (batch-norm statistics), and again while it learns to answer questions."""
-    four = [text for text in overrides if not text.startswith(("stream.tasks", "training.epochs", "training.check"))]
+    four = without(overrides, "stream.tasks", "training.epochs", "training.check")
     four += ["training.epochs=1", "training.tasks.avqa.epochs=1", "training.checkpoint_every=4"]
     plain, writes = checkpoint.sync, []
     monkeypatch.setattr(checkpoint, "sync", lambda path: writes.append(path) or plain(path))
     straight = start(four)
     monkeypatch.setattr(checkpoint, "sync", plain)
-    for moment, session in ((0.55, 2), (0.9, 3)):
-        run = killed(int(moment * len(writes)), four, monkeypatch)
-        latest = (run / "checkpoints" / "LATEST").read_text().strip()
-        state = json.loads((run / "checkpoints" / latest / "state.json").read_text())
-        assert state["position"]["session"] == session
-        launch.resume(run, [], launch.Console())
-        assert content(run) == content(straight)
+    before = set(run_folders(overrides))
+    killed(int(0.55 * len(writes)), lambda: start(four), monkeypatch)
+    run = newest(overrides, before)
+    assert session(run) == 2
+    killed(int(0.35 * len(writes)), lambda: resume(run), monkeypatch)
+    assert session(run) == 3
+    resume(run)
+    assert content(run) == content(straight)
     shown = {path.stem for path in (run / "results" / "examples").glob("*.jsonl")}
     assert shown == {"ave", "avvp", "avs", "avqa"}
     page = (run / "report.html").read_text()
@@ -89,7 +103,7 @@ def test_sigterm_commits_exits_75_and_resumes(straight: Path, overrides: list[st
     assert child.wait() == 75
     run = newest(overrides, before)
     assert json.loads((run / "run.json").read_text())["status"] == "stopped"
-    launch.resume(run, [], launch.Console())
+    assert Child(lambda: resume(run, "workers=2")).wait() == 0
     assert content(run) == content(straight)
 
 

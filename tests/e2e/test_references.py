@@ -1,4 +1,4 @@
-"""`avcl run` with references: three ordinary runs, killed and resumed to the same bytes, and the gap in the report."""
+"""Every shipped method runs the stream; `avcl run` with references makes three such runs, killed and resumed to the same bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from avcl.report import render
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import summarise
 
-from .conftest import Child, run_folders, start
+from .conftest import Child, run_folders, start, without
 
 NAMES = ("single", "joint")
 SAME = ("metrics.jsonl", "results.jsonl", "results/matrix.csv", "ownership.json")
@@ -25,8 +27,30 @@ SAME = ("metrics.jsonl", "results.jsonl", "results/matrix.csv", "ownership.json"
 @pytest.fixture(scope="module")
 def small(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """One epoch of finetuning, in a folder of its own."""
-    kept = [text for text in overrides if not text.startswith(("method.", "runs=", "training.epochs"))]
+    kept = without(overrides, "method.", "runs=", "training.epochs")
     return [*kept, "method.name=finetune", "training.epochs=1", f"runs={tmp_path_factory.mktemp('referenced')}"]
+
+
+@pytest.fixture(scope="module")
+def alone(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return an ordinary run of a method, made when first asked for."""
+    folder, given = tmp_path_factory.mktemp("alone"), without(small, "runs=", "method.")
+    return cache(lambda method: start([*given, f"method.name={method}", f"runs={folder / method}"]))
+
+
+@pytest.mark.parametrize(
+    ("method", "cells"),
+    [
+        ("finetune", {("ave", "ave"), ("avvp", "ave"), ("avvp", "avvp")}),
+        ("joint", {("avvp", "ave"), ("avvp", "avvp")}),
+        ("single", {("ave", "ave"), ("avvp", "avvp")}),
+    ],
+)
+def test_method_fills_its_cells_of_the_matrix(method: str, cells: set, alone: Callable[[str], Path]) -> None:
+    run = alone(method)
+    matrix = RunRecord.load(run).matrix
+    assert {(row, column) for row in matrix.rows for column in matrix.columns if matrix.cell(row, column)} == cells
+    assert (run / "results" / "table.md").is_file()
 
 
 def avcl(*arguments: str) -> int:
@@ -64,7 +88,7 @@ def wait_for_a_commit(overrides: list[str], since: set[Path], child: Child) -> N
 
 
 def test_killed_and_stopped_then_resumed_with_everything_done_once(
-    small: list[str], capfd: pytest.CaptureFixture[str]
+    small: list[str], alone: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     child = command("run", "embedded", *small, "references=[single,joint]")
     wait_for_a_commit(small, set(), child)
@@ -91,10 +115,8 @@ def test_killed_and_stopped_then_resumed_with_everything_done_once(
     assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is repeated"
 
     for method, folder in {"finetune": run, **folders}.items():
-        given = [text for text in small if not text.startswith(("runs=", "method."))]
-        straight = start([*given, f"method.name={method}", f"runs={run.parents[3] / method}"])
         for name in SAME:
-            assert (folder / name).read_bytes() == (straight / name).read_bytes(), f"{method}: {name}"
+            assert (folder / name).read_bytes() == (alone(method) / name).read_bytes(), f"{method}: {name}"
 
     summary = summarise(RunRecord.load(run))
     for name, folder in folders.items():
