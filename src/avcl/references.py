@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from avcl import children
 from avcl.sweep_jobs import run_jobs
 from avcl.sweep_plan import Found, State, state_of
 from avcl_core.config.load import Source, read
@@ -37,6 +37,7 @@ def run_with_references(source: Source, command: Sequence[str]) -> Path:
     Raises:
         ConfigError, IntegrityError, RunError, Stopped: with the exit codes of DESIGN.md section 7.
     """
+    children.prepare()
     with console() as shown:
         run = create(source, command, shown)
     return finish_references(run, ())
@@ -70,7 +71,7 @@ def finish_references(run: Path, overrides: Sequence[str], run_all: Callable[...
     print(f"{len(parts)} runs, {len(parts) - len(todo)} done", flush=True)
 
     def command(part: Part, found: Found) -> list[str]:
-        return [sys.executable, "-m", "avcl", "resume", str(part.folder), "--alone", *overrides]
+        return ["resume", str(part.folder), "--alone", *overrides]
 
     try:
         failures = run_all(todo, at_once(options), lambda line: print(line, flush=True), command)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -14,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol, TypeVar
 
+from avcl.children import Child
 from avcl.sweep_plan import Found, Planned
 from avcl_core.errors import Stopped
 from avcl_core.training.preemption import Preemption
@@ -32,6 +30,32 @@ class Titled(Protocol):
         ...
 
 
+class Process(Protocol):
+    """What is used of a process, as :class:`subprocess.Popen` has it."""
+
+    @property
+    def stdout(self) -> IO[str] | None:
+        """What it writes."""
+        ...
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, minus the signal that ended it; nothing while it runs."""
+        ...
+
+    def poll(self) -> int | None:
+        """Look whether it has ended."""
+        ...
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
+        ...
+
+    def wait(self) -> int | None:
+        """Wait for its end."""
+        ...
+
+
 R = TypeVar("R", bound=Titled)
 
 
@@ -45,17 +69,17 @@ class Failure:
 
 
 def command_of(run: Planned, found: Found) -> list[str]:
-    """Return the command that starts a run, or goes on with one that stopped or failed."""
+    """Return the arguments of ``avcl`` that start a run, or go on with one that stopped or failed."""
     if found.folder is not None:
-        return [sys.executable, "-m", "avcl", "resume", str(found.folder), f"workers={run.options.workers}"]
-    return [sys.executable, "-m", "avcl", "run", str(run.path), *run.overrides]
+        return ["resume", str(found.folder), f"workers={run.options.workers}"]
+    return ["run", str(run.path), *run.overrides]
 
 
 @dataclass
 class _Job:
     run: Titled
     number: int
-    process: subprocess.Popen[str]
+    process: Process
     began: float = field(default_factory=time.monotonic)
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=40))
     reader: threading.Thread | None = None
@@ -64,7 +88,7 @@ class _Job:
         """The line that says why: the last one that begins with ``error:``, else the last one."""
         lines = [line for line in self.tail if line.strip()]
         named = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        code = self.process.returncode
+        code = self.process.returncode or 0
         end = f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return (named or lines or ["it said nothing"])[-1].strip() + f" ({end})"
 
@@ -74,6 +98,7 @@ def run_jobs(
     jobs: int,
     say: Callable[[str], None],
     command: Callable[[R, Found], list[str]] = command_of,
+    start: Callable[[Sequence[str]], Process] = Child,
 ) -> list[Failure]:
     """Run everything, ``jobs`` at a time, and return what failed.
 
@@ -95,11 +120,11 @@ def run_jobs(
             while waiting and len(running) < jobs and not asked:
                 number, (run, found) = waiting.popleft()
                 say(f"[{number}/{len(todo)}] {run.title}: {'start' if found.state == 'to run' else 'resume'}")
-                running.append(_start(run, number, command(run, found), say))
+                running.append(_begin(run, number, start(command(run, found)), say))
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 _join(job)
-                code = job.process.returncode
+                code = job.process.returncode or 0
                 seconds = time.monotonic() - job.began
                 if code == 0:
                     say(f"[{job.number}/{len(todo)}] {job.run.title}: done in {seconds:.0f} s")
@@ -121,16 +146,7 @@ def run_jobs(
     return failures
 
 
-def _start(run: Titled, number: int, command: Sequence[str], say: Callable[[str], None]) -> _Job:
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+def _begin(run: Titled, number: int, process: Process, say: Callable[[str], None]) -> _Job:
     job = _Job(run, number, process)
 
     def listen(stream: IO[str]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,11 @@ if todo["how"] == "preempted":
     sys.exit(75)
 write("done")
 """
+
+
+def spawned(command: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a command that stands for the process of a run."""
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def files_of(run: Planned, score: float, controls: dict[str, float], ideal: float = 100.0) -> dict[str, str]:

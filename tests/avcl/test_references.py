@@ -23,6 +23,7 @@ from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import summarise, write_results
 from avcl_core.running.references import make_references, places, references_of
 
+from .sweep_runs import spawned
 from .test_report import make_run, shown, text_of
 
 NAMES = ("single", "joint")
@@ -235,7 +236,7 @@ class Jobs:
     def __call__(self, todo: list, jobs: int, say: Callable, command: Callable) -> list:
         self.asked = [(part.title, found.state, command(part, found)) for part, found in todo]
         self.jobs = jobs
-        return run_jobs(todo, 1, say, lambda part, found: self.process(part.title, part.folder))
+        return run_jobs(todo, 1, say, lambda part, found: self.process(part.title, part.folder), spawned)
 
     def process(self, title: str, folder: Path) -> list[str]:
         record = (folder / "run.json").read_text()
@@ -258,7 +259,7 @@ def test_all_are_trained_and_what_is_done_is_not_repeated(main: Path) -> None:
     ):
         finish_references(main, ["workers=2"], jobs)
     assert [(title, state) for title, state, _ in jobs.asked] == [(n, "to run") for n in ("er", *NAMES)]
-    assert jobs.asked[1][2][2:] == ["avcl", "resume", "runs/ave-avvp/single/x-s0", "--alone", "workers=2"]
+    assert jobs.asked[1][2] == ["resume", "runs/ave-avvp/single/x-s0", "--alone", "workers=2"]
     assert (main / "results" / "table.md").is_file(), "the run itself is done"
     jobs = Jobs({})
     assert finish_references(main, [], jobs) == main

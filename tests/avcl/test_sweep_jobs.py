@@ -20,7 +20,7 @@ from avcl.sweep_plan import Found, Planned, Sweep, load_sweep
 from avcl_core.errors import RunError, Stopped
 from avcl_core.running.lock import only_writer
 
-from .sweep_runs import child, write_run
+from .sweep_runs import child, spawned, write_run
 
 PLAN = """title: toy
 configs: [ave/ave_avmoe_embedded]
@@ -42,7 +42,7 @@ class Launcher:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.how: dict[tuple[str, int], str] = {}
         self.asked: list[tuple[str, int, str]] = []
-        monkeypatch.setattr(avcl.sweep_jobs, "run_jobs", functools.partial(run_jobs, command=self))
+        monkeypatch.setattr(avcl.sweep_jobs, "run_jobs", functools.partial(run_jobs, command=self, start=spawned))
         self.reported: list[list[Path]] = []
         monkeypatch.setattr("avcl.report.page.render_comparison", self.report)
 
@@ -112,7 +112,7 @@ def test_a_stop_request_reaches_all_runs_and_the_sweep_goes_on_afterwards(
 
     todo = [(run, Found("to run")) for run in sweep.todo]
     with pytest.raises(Stopped, match=f"stopped by {number.name}; the same command goes on"):
-        run_jobs(todo, 2, say, launcher)
+        run_jobs(todo, 2, say, launcher, spawned)
     assert Stopped.exit_code == 75
     assert launcher.asked == everything(sweep)[:3], "nothing was started after the request"
     found = sweep.find()
@@ -126,7 +126,7 @@ def test_a_stop_request_reaches_all_runs_and_the_sweep_goes_on_afterwards(
 def test_a_run_that_is_preempted_stops_the_sweep(sweep: Sweep, launcher: Launcher) -> None:
     launcher.how = {("avmoe", 0): "preempted", ("avmoe", 1): "wait"}
     with pytest.raises(Stopped, match="a signal to one of its runs"):
-        run_jobs([(run, Found("to run")) for run in sweep.todo], 1, print, launcher)
+        run_jobs([(run, Found("to run")) for run in sweep.todo], 1, print, launcher, spawned)
     assert launcher.asked == everything(sweep)[:1]
 
 
@@ -139,7 +139,7 @@ def test_no_more_than_the_asked_number_of_runs_at_a_time(sweep: Sweep, launcher:
         now -= ": done in" in line
         most = max(most, now)
 
-    assert run_jobs([(run, Found("to run")) for run in sweep.todo], 3, say, launcher) == []
+    assert run_jobs([(run, Found("to run")) for run in sweep.todo], 3, say, launcher, spawned) == []
     assert most == 3
     assert len(launcher.asked) == 6
 

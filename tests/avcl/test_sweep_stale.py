@@ -43,7 +43,7 @@ def test_a_done_run_of_other_data_is_stale_and_starts_again(sweep: Sweep) -> Non
     found = sweep.find()
     assert [(found[run].state, found[run].folder) for run in sweep.runs[:4]] == [("to run", None)] * 3 + [("done", new)]
     assert found[sweep.runs[0]].differs == (DATA, WEIGHTS)
-    assert command_of(sweep.runs[0], found[sweep.runs[0]])[3] == "run", "a stale run cannot go on"
+    assert command_of(sweep.runs[0], found[sweep.runs[0]])[0] == "run", "a stale run cannot go on"
     assert overview(sweep, found)[0]["state"] == f"stale ({DATA}, {WEIGHTS} changed)"
     text = write_tables(sweep, found)
     assert "1 of 8 runs done" in text
