@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from avcl_core.batch import Batch, Outputs
 from avcl_core.features import Features
@@ -162,3 +164,15 @@ def gap(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 
 __all__ = ["Ctx", "own", "replace"]
+
+
+TOWERS = {"tiny": tiny_towers, "shifted": shifted_towers}
+BOTH = pytest.mark.parametrize("towers", TOWERS.values(), ids=TOWERS)
+
+
+def pooled(method, ctx):
+    """The queries of the pool for sound, from the memo of a forward pass."""
+    grid, _ = method.model.sound
+    image = ctx.embedded["audio"].transpose(1, 2).unflatten(2, grid)
+    halved = functional.max_pool2d(functional.max_pool2d(image, 2), 2)
+    return halved.flatten(2).transpose(1, 2).reshape(len(image), -1, method.model.width)
