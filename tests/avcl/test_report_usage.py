@@ -91,6 +91,7 @@ def test_the_last_row_of_each_test_set_is_shown_side_by_side(run):
     assert "after avqa" in said
     titles = re.findall(r">((?:ave|avqa): (?:visual|audio))<", source)
     assert titles == ["ave: visual", "ave: audio", "avqa: visual", "avqa: audio"]
+    assert "Entropy / log E Residual / tokens" in said
 
 
 def test_sites_are_listed_with_what_else_they_tell(run):
@@ -171,6 +172,7 @@ def test_residuals_are_drawn_at_the_sites_that_tell_them_and_for_the_towers_that
     drawn = re.findall(r">([^<>]+)</", (figures / "usage_depth.svg").read_text())
     assert "visual: residual / tokens" in drawn
     assert "audio: residual / tokens" not in drawn
+    assert "Residual / tokens" not in words(section(figures.parents[1])), "no table has a column of dashes"
     assert drawn.count("mlp") == 1
     assert drawn.count("pool") == 3  # evenness of both towers, and their agreement
 
