@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,10 @@ def real_data() -> Path:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_server_left() -> Iterator[None]:
+    """Stop the server that children are forked from: a process that a later test forks could not use this one's."""
+    yield
+    forkserver._forkserver._stop()
