@@ -247,6 +247,12 @@ def test_resizing_is_bicubic(source, target):
     torch.testing.assert_close(resized(value, target), expected, atol=1e-12, rtol=1e-10)
 
 
+def test_a_size_that_was_first_asked_for_on_the_meta_device_is_resized_afterwards():
+    with torch.device("meta"):
+        resized(torch.empty(1, 1, 13, 13, dtype=torch.float64), 17)
+    assert float(resized(torch.ones(1, 1, 13, 13, dtype=torch.float64), 17).sum()) == pytest.approx(17 * 17)
+
+
 def test_audio_visual_match_is_a_divergence_per_frame():
     logits = random(2, 5, 8, 8)
     maps = [random(2, 5, 6, s, s, seed=s).clamp(min=0) for s in (4, 2)]

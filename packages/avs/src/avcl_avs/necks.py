@@ -69,5 +69,6 @@ def resized(value: Tensor, size: int) -> Tensor:
 @functools.cache
 def _bicubic(source: int, target: int) -> Tensor:
     """Return the matrix ``[target, source]`` that resizes one axis: the library's function of the identity."""
-    identity = torch.eye(source, dtype=torch.float64)[None, None]
+    # On the CPU by name: the first caller may be counting parameters on the meta device, and the matrix is kept for all.
+    identity = torch.eye(source, dtype=torch.float64, device="cpu")[None, None]
     return functional.interpolate(identity, size=(target, source), mode="bicubic", align_corners=False)[0, 0]
