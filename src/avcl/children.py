@@ -23,7 +23,11 @@ def prepare() -> None:
 
 
 class Child:
-    """A process that runs ``avcl`` with ``arguments``, in this folder and environment; as far as it goes, a ``subprocess.Popen``."""
+    """A process that runs ``avcl`` with ``arguments``, in this folder and environment; as far as it goes, a ``subprocess.Popen``.
+
+    Attributes:
+        stdout: what the process and its own children write, errors too.
+    """
 
     def __init__(self, arguments: Sequence[str]) -> None:
         prepare()
@@ -32,30 +36,22 @@ class Child:
             context = multiprocessing.get_context("forkserver")
             self.process = context.Process(target=_run, args=(list(arguments), dict(os.environ), output))
             self.process.start()
-        self._stdout = open(read, encoding="utf-8", errors="replace")  # noqa: SIM115
-
-    @property
-    def stdout(self) -> IO[str]:
-        """What the process and its own children write, errors too."""
-        return self._stdout
-
-    @property
-    def returncode(self) -> int | None:
-        """The exit code, minus the signal that ended the process, or nothing while it runs."""
-        return self.process.exitcode
+        self.stdout: IO[str] = os.fdopen(read, encoding="utf-8", errors="replace")
 
     def poll(self) -> int | None:
-        """Return :attr:`returncode`."""
+        """Return the exit code, minus the signal that ended the process, or nothing while it runs."""
         return self.process.exitcode
 
     def terminate(self) -> None:
         """Ask the process to stop, where it runs."""
         self.process.terminate()
 
-    def wait(self) -> int | None:
-        """Wait for the end and return :attr:`returncode`."""
+    def wait(self) -> int:
+        """Wait for the end and return the exit code."""
         self.process.join()
-        return self.process.exitcode
+        code = self.process.exitcode
+        assert code is not None, "it has been joined"
+        return code
 
 
 def _run(arguments: list[str], environment: Mapping[str, str], output: Connection) -> None:

@@ -38,21 +38,16 @@ class Process(Protocol):
         """What it writes."""
         ...
 
-    @property
-    def returncode(self) -> int | None:
-        """The exit code, minus the signal that ended it; nothing while it runs."""
-        ...
-
     def poll(self) -> int | None:
-        """Look whether it has ended."""
+        """Return the exit code, minus the signal that ended it; nothing while it runs."""
         ...
 
     def terminate(self) -> None:
         """Ask it to stop."""
         ...
 
-    def wait(self) -> int | None:
-        """Wait for its end."""
+    def wait(self) -> int:
+        """Wait for its end and return the exit code."""
         ...
 
 
@@ -88,7 +83,7 @@ class _Job:
         """The line that says why: the last one that begins with ``error:``, else the last one."""
         lines = [line for line in self.tail if line.strip()]
         named = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        code = self.process.returncode or 0
+        code = self.process.wait()
         end = f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return (named or lines or ["it said nothing"])[-1].strip() + f" ({end})"
 
@@ -124,7 +119,7 @@ def run_jobs(
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 _join(job)
-                code = job.process.returncode or 0
+                code = job.process.wait()
                 seconds = time.monotonic() - job.began
                 if code == 0:
                     say(f"[{job.number}/{len(todo)}] {job.run.title}: done in {seconds:.0f} s")

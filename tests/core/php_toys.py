@@ -163,9 +163,6 @@ def gap(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     return max(float((one[n] - other[n]).detach().abs().max()) for n in one)
 
 
-__all__ = ["Ctx", "own", "replace"]
-
-
 TOWERS = {"tiny": tiny_towers, "shifted": shifted_towers}
 BOTH = pytest.mark.parametrize("towers", TOWERS.values(), ids=TOWERS)
 
@@ -176,3 +173,6 @@ def pooled(method, ctx):
     image = ctx.embedded["audio"].transpose(1, 2).unflatten(2, grid)
     halved = functional.max_pool2d(functional.max_pool2d(image, 2), 2)
     return halved.flatten(2).transpose(1, 2).reshape(len(image), -1, method.model.width)
+
+
+__all__ = ["Ctx", "own", "replace"]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
@@ -147,7 +148,7 @@ def test_texts_follow_a_snapshot_of_the_context():
     run = toys.toy()
     method, batch = toys.grown(run), toys.samples(run, "spoken0", 2, "test")
     state = Owners(method.model).state()
-    ctx = lambda: method.context(batch, False)  # noqa: E731
+    ctx = partial(method.context, batch, False)
     with torch.no_grad():
         before = method.model.eval()(batch, ctx())["logits"]
         method.model.contexts["spoken"].vectors.mul_(-2)

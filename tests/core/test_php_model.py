@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,10 @@ def test_value_rows_leave_attention_weights_alone_and_key_rows_do_not(towers, na
     assert float((outs[0] - outs[1]).abs().max()) > 1e-3
 
 
+def drawn(width, generator, rows):
+    return torch.randn(2, rows, width, dtype=torch.float64, generator=generator)
+
+
 @BOTH
 def test_prompt_slots_have_no_position_and_no_mask(towers):
     """The same rows in another order give the same output; every window sees them."""
@@ -166,7 +171,7 @@ def test_prompt_slots_have_no_position_and_no_mask(towers):
     for block in range(4):
         sub = next(s for s in tower.subs if s.block == block and s.kind == "attn")
         generator = torch.Generator().manual_seed(block)
-        draw = lambda n, s=sub, g=generator: torch.randn(2, n, s.width, dtype=torch.float64, generator=g)  # noqa: E731
+        draw = partial(drawn, sub.width, generator)
         tokens, (keys, values) = draw(sub.grid[0] * sub.grid[1]), (draw(4), draw(4))
         with torch.no_grad():
             one = tower.run(sub, tokens, {}, prefix=(keys, values))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_a_complete_record_of_options_is_accepted(changed):
 
 
 def test_pools_for_sound_that_cannot_be_pooled_are_refused_when_the_model_is_built():
-    towers = lambda: {"visual": toys.tiny_towers()["visual"], "audio": wide_sound()}  # noqa: E731
+    towers = partial(heard_by, wide_sound)
     off = {"mid": {"blocks": []}, "shallow": {"blocks": []}}
     with pytest.raises(ConfigError, match="width 64 is no multiple of the tokens' width 12"):
         toys.toy("labels", towers=towers, **off).build()
@@ -94,12 +95,17 @@ def test_towers_without_texts_or_of_other_depths_are_refused():
     run = toys.toy("labels", towers=toy_towers)
     with pytest.raises(ConfigError, match=r"towers\.visual: swin_v2 has no text side"):
         run.build()
-    short = lambda: {"visual": toys.tiny_towers()["visual"], "audio": three_blocks()}  # noqa: E731
+    short = partial(heard_by, three_blocks)
     with pytest.raises(ConfigError, match="have 4 and 3 blocks; they are walked block by block"):
         toys.toy("labels", towers=short).build()
     hidden = replace(toys.toy("labels"), task_id="hidden")
     with pytest.raises(ConfigError, match="task"):
         Php.requires.check("php", hidden.towers(), hidden.tasks, hidden.stream)
+
+
+def heard_by(sound):
+    """The toy visual tower beside the audio tower that ``sound`` makes."""
+    return {"visual": toys.tiny_towers()["visual"], "audio": sound()}
 
 
 def three_blocks():
