@@ -49,7 +49,7 @@ class TowerInfo:
     name: str
     size: str
     variant: str
-    modality: Literal["visual", "audio"]
+    modality: Literal["visual", "audio", "text"]
     width: int
     class_tokens: int
     grid: tuple[int, int]
