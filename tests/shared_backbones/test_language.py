@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from shared_backbones.language import PLACES, UNUSED, Cache
+
+from shared_backbones.dialogue import PLACES
+from shared_backbones.language import UNUSED, Cache
 from shared_backbones.registry import build
 
 

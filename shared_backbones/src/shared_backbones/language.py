@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
+from shared_backbones.dialogue import PLACES, Dialogue
+from shared_backbones.errors import WeightsError
 from shared_backbones.tower import Prefix, Sub, Swap, Tower, TowerInfo, refuse, refuse_hiding
+from shared_backbones.vocabulary import absent
 
-Place = Literal["image", "audio", "video"]
-PLACES: Mapping[Place, int] = {"image": -200, "audio": -300, "video": -400}
-"""The id that stands in a prompt where the tokens of a medium go; never looked up among the words (avqacl_moe.md 3.2)."""
 UNUSED = -1
 """Id of a position that is not there: prompts of a batch have different lengths."""
 
@@ -93,9 +93,23 @@ class LanguageTower(Tower):
 
     net: LanguageNet
 
-    def __init__(self, info: TowerInfo, net: LanguageNet) -> None:
+    def __init__(self, info: TowerInfo, net: LanguageNet, dialogue: Dialogue | None) -> None:
         subs = (Sub(kind, 0, block, info.grid, info.width) for block in range(info.depths[0]) for kind in _KINDS)
         super().__init__(info, net, tuple(subs))
+        words = cast(int, net.decoder.config.vocab_size)
+        if dialogue is not None and dialogue.vocabulary.size != words:
+            raise WeightsError(
+                f"tower {info.name}: tokenizer has {dialogue.vocabulary.size} tokens, the language model {words}; "
+                "expected tokenizer.model of LLaMA-2"
+            )
+        self._dialogue = dialogue
+
+    @property
+    def dialogue(self) -> Dialogue:
+        """Texts as ids. TowerError without a vocabulary."""
+        if self._dialogue is None:
+            raise absent(self.info.name, "tokenizer.model of LLaMA-2, or the folder that has it")
+        return self._dialogue
 
     # ------------------------------------------------------------------ what goes in
     def frontend(self, x: Tensor) -> Tensor:
@@ -105,7 +119,9 @@ class LanguageTower(Tower):
             raise ValueError(f"{self.info.name}: {x.dtype} of shape {tuple(x.shape)}; expected integer ids [B, L]")
         odd = x[(x < UNUSED) | (x >= words)]
         if len(odd):
-            raise ValueError(f"{self.info.name}: id {int(odd[0])}; expected words 0 to {words - 1}, or {UNUSED} for none")
+            raise ValueError(
+                f"{self.info.name}: id {int(odd[0])}; expected words 0 to {words - 1}, or {UNUSED} for none"
+            )
         return x
 
     def words(self, ids: Tensor) -> Tensor:
@@ -127,13 +143,13 @@ class LanguageTower(Tower):
         pieces = there.any(-1)
         flat = there.flatten(0, 1)
         # A piece that is not there is read whole, so that no softmax is empty, and left out of the prompt.
-        found = self.net.audio(tokens.flatten(0, 1), torch.where(pieces.flatten()[:, None], flat, torch.ones_like(flat)))
+        found = self.net.audio(
+            tokens.flatten(0, 1), torch.where(pieces.flatten()[:, None], flat, torch.ones_like(flat))
+        )
         queries = found.shape[1]
         return Media(found.unflatten(0, pieces.shape).flatten(1, 2), pieces.repeat_interleave(queries, 1))
 
-    def splice(
-        self, ids: Tensor, media: Mapping[Place, Media], side: Literal["left", "right"]
-    ) -> tuple[Tensor, Tensor]:
+    def splice(self, ids: Tensor, media: Mapping[str, Media], side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
         """Words and media of prompts as rows ``[B, N, width]``, and which are there, bool ``[B, N]``.
 
         Args:
@@ -153,7 +169,7 @@ class LanguageTower(Tower):
             valid.append(F.pad(torch.ones(len(row), dtype=torch.bool, device=row.device), pad[2:]))
         return torch.stack(filled), torch.stack(valid)
 
-    def _row(self, ids: Tensor, index: int, media: Mapping[Place, Media]) -> Tensor:
+    def _row(self, ids: Tensor, index: int, media: Mapping[str, Media]) -> Tensor:
         """One prompt's rows ``[n, width]``."""
         names = {number: name for name, number in PLACES.items()}
         present = ids[ids != UNUSED]

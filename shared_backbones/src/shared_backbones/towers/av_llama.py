@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import Blip2QFormerConfig, LlamaConfig
 
+from shared_backbones.dialogue import BARE, VICUNA, Dialogue
+from shared_backbones.errors import TowerError
 from shared_backbones.language import LanguageNet, LanguageTower
 from shared_backbones.registry import register
 from shared_backbones.tower import TowerInfo
+from shared_backbones.vocabulary import STAND_IN, byte_vocabulary, sentencepiece_vocabulary, stand_in_vocabulary
 
 # Decoder: width, blocks, heads, hidden, vocabulary, positions. Media: width of frames' and of sound's tokens. Q-Former: width, blocks,
 # heads, hidden, queries.
@@ -15,8 +20,8 @@ TINY = ((128, 4, 4, 344, 259, 512), (64, 64), (64, 2, 2, 128, 8))
 
 
 @register("av_llama")
-def av_llama(size: str) -> LanguageTower:
-    """Full: 7 B parameters, for the words of LLaMA-2's tokenizer; tiny: bytes as words, for the tiny towers."""
+def av_llama(size: str, tokenizer: str | Path | None = None) -> LanguageTower:
+    """Full: 7 B parameters, for the words of LLaMA-2's ``tokenizer=``; tiny: bytes as words, for the tiny towers."""
     decoder, (frames, sound), listener = FULL if size == "full" else TINY
     width, depth, heads, hidden, words, positions = decoder
     qwidth, qdepth, qheads, qhidden, queries = listener
@@ -33,4 +38,16 @@ def av_llama(size: str) -> LanguageTower:
         name="av_llama", size=size, variant="uni_moe_audio" if size == "full" else "tiny", modality="text", width=width,
         class_tokens=0, grid=(1, positions), depths=(depth,), heads=(heads,),
     )  # fmt: skip
-    return LanguageTower(info, LanguageNet(config, frames, qformer, queries))
+    return LanguageTower(info, LanguageNet(config, frames, qformer, queries), _dialogue(size, words, tokenizer))
+
+
+def _dialogue(size: str, words: int, tokenizer: str | Path | None) -> Dialogue | None:
+    """The dialogue of a size, or none for the full one without a tokenizer."""
+    if size == "tiny":
+        if tokenizer is not None:
+            raise TowerError("tower av_llama: tokenizer= is for size='full'; size='tiny' reads bytes")
+        return Dialogue(BARE, byte_vocabulary(start=1, end=2, pad=0))
+    if tokenizer is None:
+        return None
+    stand_in = tokenizer == STAND_IN
+    return Dialogue(VICUNA, stand_in_vocabulary(1, 2, 0, words) if stand_in else sentencepiece_vocabulary(tokenizer))
