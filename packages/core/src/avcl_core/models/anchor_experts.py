@@ -1,0 +1,281 @@
+"""Anchor experts: a frozen audio-visual language model with one expert per experience, found by what a sample is like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from avcl_core.batch import Batch, Outputs
+from avcl_core.config.options import Options
+from avcl_core.errors import ConfigError, DataError
+from avcl_core.features import Features
+from avcl_core.models.base import Model, Requires
+from avcl_core.models.kept import Kept
+from avcl_core.moe.anchors import Anchors, Pooled
+from avcl_core.moe.feedforward import BASE, Experts, Layers, blocks_of
+from avcl_core.moe.scores import Discriminant, MeanCosine, NearestCentre, Score
+from avcl_core.stream import Experience
+from avcl_core.task import Task
+from avcl_core.texts import IGNORED, text_of, texts_array
+from avcl_core.walk import Ctx, DualStream
+from shared_backbones.language import Cache, LanguageTower, Media
+from shared_backbones.tower import Tower
+
+if TYPE_CHECKING:
+    from avcl_core.methods.base import Data
+
+Read = Literal["visual", "audio", "text"]
+"""What a router compares: patch tokens of the frames, tokens of the sound, words of the question."""
+READS: tuple[Read, ...] = ("visual", "audio", "text")
+
+
+class ExpertOptions(Options):
+    """What an expert is.
+
+    Attributes:
+        layers: blocks of the language model whose MLP it replaces: ``even``, as published, ``odd``, ``all`` or their numbers.
+        rank: of low-rank differences to the frozen MLP; ``null``: a whole copy, as published.
+        scale: factor on low-rank differences.
+        per: one for each ``experience``, or one for ``all``: sequential fine-tuning, and joint training.
+    """
+
+    layers: Layers = "even"
+    rank: PositiveInt | None = None
+    scale: PositiveFloat = 1.0
+    per: Literal["experience", "all"] = "experience"
+
+
+class AnchorOptions(Options):
+    """How a sample of a hidden experience finds its expert (avqacl_moe.md 3.5).
+
+    Attributes:
+        score: ``mean_cosine``, as published; ``centres``: the nearest of K-Means centres; ``lda``: linear discriminants.
+        reads: what is compared; a sample has a score in each of these that it has.
+        weights: of what is compared; by default 1.
+        centre: cosines after subtracting the mean of all anchors.
+        count: K-Means centres of an experience, the best of ``restarts`` runs.
+        shrinkage: of the discriminants' covariance towards its mean variance.
+        lost: what happens to samples that have nothing of what is compared: they ``fail`` the evaluation, or the frozen model
+            answers them (``base``), which the report counts.
+    """
+
+    score: Literal["mean_cosine", "centres", "lda"] = "mean_cosine"
+    reads: Annotated[tuple[Read, ...], Field(min_length=1)] = READS
+    weights: Mapping[Read, NonNegativeFloat] = {}
+    centre: bool = False
+    count: PositiveInt = 16
+    restarts: PositiveInt = 8
+    shrinkage: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    lost: Literal["fail", "base"] = "fail"
+
+    def rule(self) -> Score:
+        """Return the score that is asked for."""
+        if self.score == "lda":
+            return Discriminant(self.shrinkage)
+        return NearestCentre() if self.score == "centres" else MeanCosine(self.centre)
+
+
+class AnchorExpertsOptions(Options):
+    """Configuration of :class:`AnchorExperts`.
+
+    Attributes:
+        expert: what an expert is.
+        anchors: how it is found.
+        longest: words of a generated answer, at most.
+        cache_mib: memory for what frozen towers and connectors make of media, in MiB; 0 computes it at every step.
+    """
+
+    expert: ExpertOptions = ExpertOptions()
+    anchors: AnchorOptions = AnchorOptions()
+    longest: PositiveInt = 512
+    cache_mib: int = Field(default=1024, ge=0)
+
+
+class AnchorExperts(Model):
+    """AVQACL-MoE (avqacl_moe.md 3): nothing but experts learns, each from its own experience, so order does not matter.
+
+    The media towers are walked alone and their tokens enter the language model through its connectors; both are frozen, so all
+    of it is kept by content. Experts take the place of MLPs on the language model's walk. What a hidden sample is like is
+    compared with the anchors of all experiences so far, once, before its answer is generated.
+    """
+
+    Config = AnchorExpertsOptions
+    options: AnchorExpertsOptions
+    requires = Requires(towers=("visual", "audio", "language"), task_id=("given", "hidden"))
+
+    def __init__(self, towers: Mapping[str, Tower], tasks: Mapping[str, Task], options: AnchorExpertsOptions) -> None:
+        super().__init__(towers, tasks, options)
+        self.kept = Kept(options.cache_mib * 2**20)
+        language, expert = self.language, options.expert
+        for block in blocks_of(expert.layers, language.info.depths[0]):
+            sub = next(sub for sub in language.subs if (sub.block, sub.kind) == (block, "mlp"))
+            base = cast(torch.nn.Module, language.mlp(sub))
+            self.place("language", f"{block}.mlp", "swap", Experts(base, expert.rank, expert.scale))
+        o = options.anchors
+        widths = {"visual": self._width("visual"), "audio": self._width("audio"), "text": language.info.width}
+        self.anchors = Anchors(
+            {name: widths[name] for name in o.reads}, o.rule(), {str(n): w for n, w in o.weights.items()},
+            centres=o.count if o.score == "centres" else 0, restarts=o.restarts, scatter=o.score == "lda",
+        )  # fmt: skip
+
+    @property
+    def language(self) -> LanguageTower:
+        """The language model."""
+        tower = self.towers["language"]
+        if not isinstance(tower, LanguageTower):
+            raise ConfigError(f"towers.language: {tower} generates no text; choose av_llama")
+        return tower
+
+    def _width(self, name: str) -> int:
+        return dict(self._towers())[name].info.width
+
+    # ------------------------------------------------------------------ growth and routing
+    def slot(self, experience: Experience) -> str:
+        """Return the experience's own expert, or the one for all."""
+        return experience.name if self.options.expert.per == "experience" else "all"
+
+    def grow(self, experience: Experience) -> None:
+        """Make the expert of an experience, and room for its anchors."""
+        super().grow(experience)
+        self.anchors.grow(self.slot(experience))
+
+    def calibrate(self, experience: Experience, data: Data, hidden: bool) -> None:
+        """Compute the experience's anchors, where prediction will ask for them."""
+        if hidden and self.options.expert.per == "experience":
+            self.anchors.fit(self.slot(experience), (self.pooled(batch) for batch in data.batches()))
+
+    def route(self, batch: Batch) -> tuple[str, ...]:
+        """Return the expert of every sample: its experience's where that is given, else the most similar one.
+
+        Raises:
+            DataError: samples have nothing that is compared, and ``anchors.lost`` says ``fail``.
+        """
+        if self.options.expert.per == "all":
+            return ("all",) * len(batch)
+        if batch.experience is not None:
+            return (batch.experience,) * len(batch)
+        chosen = self.anchors.choose(self.anchors.scores(self.pooled(batch)))
+        lost = [key for key, slot in zip(batch.keys, chosen, strict=True) if slot is None]
+        if lost and self.options.anchors.lost == "fail":
+            raise DataError(
+                f"{len(lost)} samples have none of {list(self.anchors.widths)} to be routed by, for example {lost[0]!r}; "
+                "remove them, or let the frozen model answer them with model.anchors.lost=base"
+            )
+        return tuple(slot or BASE for slot in chosen)
+
+    def pooled(self, batch: Batch) -> Pooled:
+        """Return what samples are like: means over the valid tokens of what frozen towers make of them ``[b, D]``."""
+        found, present = {}, {}
+        for name in self.anchors.widths:
+            if name == "text":
+                found[name] = torch.stack([self._question(text) for text in self._texts(batch)])
+                continue
+            tokens, valid = self._tokens(batch, cast(Literal["visual", "audio"], name))
+            count = valid.sum(1, keepdim=True)
+            found[name] = (tokens * valid.unsqueeze(-1)).sum(1) / count.clamp_min(1)
+            present[name] = count.squeeze(1) > 0
+        return Pooled(found, present)
+
+    def _texts(self, batch: Batch) -> list[str]:
+        return [text_of(row) for row in batch.inputs["question"]]
+
+    def _question(self, text: str) -> Tensor:
+        """The mean of the words of a question, without template and answer ``[D]``."""
+        ids = self.language.dialogue.question(text)
+        return self.language.words(torch.tensor(ids, device=self._device())).mean(0)
+
+    def _device(self) -> torch.device:
+        return next(self.language.parameters()).device
+
+    # ------------------------------------------------------------------ media
+    def _tokens(self, batch: Batch, name: Literal["visual", "audio"]) -> tuple[Tensor, Tensor]:
+        """Tokens of a media tower ``[b, n, D]`` without class tokens, all frames or pieces of sound in a row, and which count."""
+        walk = next(walk for walk in self.walks if name in walk.towers)
+        value = batch.inputs[name]
+        final = self.kept.features(walk, value.flatten(0, 1), stages=False).final[name]
+        tokens = final[:, walk.towers[name].info.class_tokens :].unflatten(0, value.shape[:2])  # [b, T, N, D]
+        there = torch.ones(tokens.shape[:3], dtype=torch.bool, device=tokens.device)
+        if name in batch.present:
+            denied = batch.present[name]
+            there &= denied.view(*denied.shape, *[1] * (3 - denied.ndim))
+        return tokens.flatten(1, 2), there.flatten(1)
+
+    def media(self, batch: Batch) -> dict[str, Media]:
+        """Return what the prompts of a batch can show and let hear, as words of the language model."""
+        found = {}
+        for place, name in (("video", "visual"), ("audio", "audio")):
+            tokens, valid = self._tokens(batch, cast(Literal["visual", "audio"], name))
+            pieces = batch.inputs[name].shape[1]
+            shaped, there = tokens.unflatten(1, (pieces, -1)), valid.unflatten(1, (pieces, -1))
+            with torch.no_grad():
+                made = self.language.connect(cast(Literal["visual", "audio"], name), shaped, there)
+            if name == "visual":
+                made = Media(made.tokens, made.valid & there.any(2).any(1, keepdim=True))
+            found[place] = made
+        return found
+
+    # ------------------------------------------------------------------ the forward call
+    def features(self, batch: Batch, ctx: Ctx) -> Features:
+        """Return the final tokens of prompts and answers ``[b, 1, N, C]``, filled up at the end."""
+        language = self.language
+        answers = batch.targets["language"]
+        prompts = [language.dialogue.prompt(text) for text in self._texts(batch)]
+        ids = [[*prompt, *answer[answer != IGNORED].tolist()[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
+        rows, valid = language.splice(self._padded(ids), self.media(batch), "right")
+        return Features({"language": self._walked(rows, valid, ctx, None)[:, None]}, {}, {"valid": valid})
+
+    def read(self, features: Features, batch: Batch, ctx: Ctx) -> Outputs:
+        """Return the scores of every supervised word of the answer ``[b, n, vocabulary]``; those behind its end mean nothing."""
+        answers = batch.targets["language"]
+        lengths = (answers != IGNORED).sum(1)
+        # The word before an answer's first one is the prompt's last.
+        first = features.plain["valid"].sum(1) - lengths
+        at = first.unsqueeze(1) + torch.arange(answers.shape[1], device=first.device)
+        final = features.final["language"].squeeze(1)
+        at = at.clamp_max(final.shape[1] - 1)
+        return {"answer": self.language.logits(final.gather(1, at.unsqueeze(-1).expand(-1, -1, final.shape[2])))}
+
+    def answer(self, batch: Batch, ctx: Ctx) -> Outputs:
+        """Return generated answers, the most likely word at each step, as ``text`` (:func:`avcl_core.texts.texts_array`)."""
+        if ctx.trace is not None and ctx.slots is not None and batch.experience is None:
+            ctx.trace.tell_route(ctx.slots, (*self.slots, BASE) if BASE in ctx.slots else self.slots, self._device())
+        language = self.language
+        prompts = self._padded([language.dialogue.prompt(text) for text in self._texts(batch)])
+        rows, valid = language.splice(prompts, self.media(batch), "left")
+        cache = Cache(torch.zeros(len(batch), 0, dtype=torch.bool, device=rows.device))
+        end, ended = language.dialogue.vocabulary.end, torch.zeros(len(batch), dtype=torch.bool, device=rows.device)
+        words: list[Tensor] = []
+        while len(words) < self.options.longest:
+            final = self._walked(rows, valid, ctx, cache)[:, -1]
+            word = language.logits(final).argmax(-1).masked_fill(ended, end)
+            words.append(word)
+            ended = ended | (word == end)
+            if bool(ended.all()):
+                break
+            rows, valid = language.words(word).unsqueeze(1), torch.ones_like(ended).unsqueeze(1)
+        said = torch.stack(words, 1).tolist()
+        return {"text": texts_array([language.dialogue.read(ids) for ids in said])}
+
+    def _walked(self, rows: Tensor, valid: Tensor, ctx: Ctx, cache: Cache | None) -> Tensor:
+        tokens, aux = self.language.enter(rows, valid, cache)
+        walk = next(walk for walk in self.walks if "language" in walk.towers)
+        found = walk.walk({"language": tokens}, {"language": aux}, self.sites, replace(ctx, frames=1))
+        return found.final["language"].squeeze(1)
+
+    def _padded(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        longest = max(len(row) for row in ids)
+        from shared_backbones.language import UNUSED
+
+        filled = [[*row, *[UNUSED] * (longest - len(row))] for row in ids]
+        return torch.tensor(filled, device=self._device())
+
+    def make_walks(self) -> tuple[DualStream, ...]:
+        """Return every tower's walk alone; CLIP's patch tokens are read without its last norm (avqacl_moe.md 3.1)."""
+        return tuple(
+            DualStream.solo(name, tower, ("visual",) if name == "visual" else ()) for name, tower in self._towers()
+        )
