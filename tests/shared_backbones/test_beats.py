@@ -87,7 +87,7 @@ def test_tokens_of_padded_samples(direct):
         found = token_padding(mask[None], frames, tokens)[0].tolist()
         assert found == direct.padded_tokens(mask.tolist(), frames, tokens)
         # Of sound at the front it is as many tokens as its share, rounded up twice.
-        heard = -(-(-(-valid // (samples // frames))) // (frames // tokens))
+        heard = math.ceil(math.ceil(valid / (samples // frames)) / (frames // tokens))
         assert found == [i >= heard for i in range(tokens)]
 
 
