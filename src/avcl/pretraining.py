@@ -27,7 +27,7 @@ from avcl_core.world.seeds import rng_for
 from shared_backbones.text import TextEncoder
 from shared_backbones.tower import Tower
 
-TOWERS = ("swin_v2", "clip_vit", "resnet18", "htsat", "clap", "pvt_v2", "resnet50", "vggish")
+TOWERS = ("swin_v2", "clip_vit", "resnet18", "htsat", "clap", "pvt_v2", "resnet50", "vggish", "beats")
 RATE = 32_000
 SECONDS = 2
 PIXELS = 96
@@ -222,8 +222,7 @@ def _augmented(images: Tensor, labels: Tensor, generator: torch.Generator) -> tu
 def _tokens(tower: Tower, inputs: Tensor) -> Tensor:
     tokens, aux = tower.embed(inputs)
     for sub in tower.subs:
-        out = tower.run(sub, tokens, aux)
-        tokens = tokens + out if sub.kind in ("attn", "mlp") else out
+        tokens = tower.join(sub, tokens, tower.run(sub, tokens, aux))
     return tower.final(tokens)
 
 

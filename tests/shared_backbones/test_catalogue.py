@@ -30,7 +30,7 @@ def test_every_full_tower_has_an_entry():
     assert {entry.tower for entry in list_weights()} == set(names())
     files = {entry.file for entry in list_weights()}
     assert {"HTSAT_AudioSet_Saved_1.ckpt", "630k-audioset-fusion-best.pt", "resnet18-f37072fd.pth"} <= files
-    assert {"pvt_v2_b5.pth", "resnet50-19c8e357.pth", "vggish-10086976.pth"} <= files
+    assert {"pvt_v2_b5.pth", "resnet50-19c8e357.pth", "vggish-10086976.pth", "BEATs_iter3_plus_AS2M.pt"} <= files
 
 
 def test_verify(tmp_path):

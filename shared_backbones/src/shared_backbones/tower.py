@@ -67,8 +67,8 @@ class TowerInfo:
 class Tower(nn.Module):
     """An encoder that is walked sublayer by sublayer; tokens are [B, N, C], row-major, class tokens first.
 
-    ``net`` is the library's module and holds every weight. The walk ``x, aux = embed(frontend(x))``, then ``x = x + run``
-    for attn and mlp, ``x = run`` for merge and stage, then ``final(x)`` equals the library's own forward.
+    ``net`` is the library's module and holds every weight. The walk ``x, aux = embed(frontend(x))``, then ``x = join(sub, x,
+    run(sub, x, aux))`` for every sublayer, then ``final(x)`` equals the library's own forward.
     """
 
     def __init__(self, info: TowerInfo, net: nn.Module, subs: tuple[Sub, ...]) -> None:
@@ -140,12 +140,19 @@ class Tower(nn.Module):
     ) -> Tensor:
         """One sublayer of the walk, [B, N, C] in and out.
 
-        attn and mlp return the residual branch with its norms, to be added by the caller; merge and stage return the new
-        tokens. ``prefix`` (attn only): rows for keys and for values, each [B, n, C] in token space, concatenated before the
+        attn and mlp return the residual branch with its norms, which `join` adds; merge and stage return the new tokens. ``prefix`` (attn only): rows for keys and for values, each [B, n, C] in token space, concatenated before the
         sequence in front of the frozen key and value projections. ``swap`` (mlp only): takes the MLP's place inside
         the sublayer, between the same norms.
         """
         raise NotImplementedError
+
+    def join(self, sub: Sub, tokens: Tensor, out: Tensor) -> Tensor:
+        """Tokens behind a sublayer, [B, N, C], from those in front of it and what `run` returned.
+
+        attn and mlp: their sum; a post-norm tower weighs and normalises here what pre-norm towers only add. merge and stage:
+        ``out``.
+        """
+        return tokens + out if sub.kind in ("attn", "mlp") else out
 
     def mlp(self, sub: Sub) -> Swap:
         """The MLP inside an mlp sublayer without its norms, [B, N, C] in and out: what ``swap`` replaces."""
@@ -167,8 +174,7 @@ class Tower(nn.Module):
             with torch.no_grad():
                 tokens, aux = self.embed(self.frontend(x))
                 for sub in self.subs:
-                    out = self.run(sub, tokens, aux)
-                    tokens = tokens + out if sub.kind in ("attn", "mlp") else out
+                    tokens = self.join(sub, tokens, self.run(sub, tokens, aux))
                 return self.final(tokens)
         finally:
             self.train(was_training)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shared_backbones.errors import WeightsError, nearest
 
@@ -27,13 +27,15 @@ class Converter:
 
     ``recognise``: do these key names look like this layout? ``translate``: the tower's variant, its tensors under the
     tower's own names (a key that the layout does not know keeps its name and is reported), and the names dropped on purpose.
-    ``shapes``: what a table must hold that comes beside a tower's weights; None for the weights themselves.
+    ``shapes``: what a table must hold that comes beside a tower's weights; None for the weights themselves. ``cfg``: values that
+    the table ``cfg`` beside the tensors must hold; None where the layout has no such table.
     """
 
     tower: str
     recognise: Callable[[set[str]], bool]
     translate: Callable[[Tensors], tuple[str | None, Tensors, list[str]]]
     shapes: Mapping[str, tuple[int, ...]] | None = None
+    cfg: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def convert_in_process(
     import torch
     from safetensors.torch import save_file
 
-    from shared_backbones.convert.archive import read_tensors
+    from shared_backbones.convert.archive import read_cfg, read_tensors
     from shared_backbones.registry import build
     from shared_backbones.weights import compare, sha256_of
 
@@ -81,7 +83,12 @@ def convert_in_process(
     chosen = load_converter(name)
     if tower is not None and chosen.tower != tower:
         raise WeightsError(f"{source}: holds weights of tower {chosen.tower}, asked for {tower}")
-    variant, translated, dropped = chosen.translate(tensors)
+    if chosen.cfg is not None and (faults := _deviations(chosen.cfg, read_cfg(source))):
+        raise WeightsError(f"{source}: not the layout {name} of tower {chosen.tower}: {'; '.join(faults)}")
+    try:
+        variant, translated, dropped = chosen.translate(tensors)
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from None
     if chosen.shapes is None:
         tower_itself = build(chosen.tower, "full", {"variant": variant} if variant else {}, device="meta")
         expected, label = tower_itself.net.state_dict(), tower_itself.info.variant
@@ -105,6 +112,16 @@ def convert_in_process(
     finally:
         part.unlink(missing_ok=True)
     return Conversion(str(source), digest, str(target), chosen.tower, label, name, len(plain), tuple(sorted(dropped)))
+
+
+def _deviations(expected: Mapping[str, Any], cfg: Mapping[str, Any] | None) -> list[str]:
+    if cfg is None:
+        return ["no table cfg beside the tensors, which says what shapes do not; give the file as it was released"]
+    return [
+        f"cfg {key} {cfg[key]!r} instead of {value!r}" if key in cfg else f"cfg without {key}; expected {value!r}"
+        for key, value in expected.items()
+        if key not in cfg or cfg[key] != value
+    ]
 
 
 def _recognise(source: Path, tensors: Tensors, tower: str | None) -> str:

@@ -88,8 +88,7 @@ def _check_sublayers(tower: Tower, who: str, inputs: Tensor) -> None:
     require(blocks == list(range(len(blocks))), who, "blocks must be numbered from 0 through the whole tower")
     tokens, aux = tower.embed(tower.frontend(inputs))
     for sub in subs:
-        out = tower.run(sub, tokens, aux)
-        tokens = tokens + out if sub.kind in ("attn", "mlp") else out
+        tokens = tower.join(sub, tokens, tower.run(sub, tokens, aux))
         declared = sub.grid[0] * sub.grid[1] + info.class_tokens, sub.width
         require(
             tuple(tokens.shape[1:]) == declared,
@@ -122,4 +121,4 @@ def _check_swap(tower: Tower, who: str, inputs: Tensor) -> None:
                 who,
                 f"a prefix on the attention of block {sub.block} has no effect",
             )
-        tokens = tokens + out if sub.kind in ("attn", "mlp") else out
+        tokens = tower.join(sub, tokens, out)
