@@ -73,14 +73,21 @@ def test_a_verdict_is_asked_for_once_and_only_for_the_same_inputs(tmp_path):
     first = judge_answers([answered("a", "auto"), answered("b", "auto")], tried.judge, folder)
     assert first["a"] == first["b"]
     assert len(tried.asked) == 1  # two records, one question about the same words
-    with open(folder / CACHE, "a") as cache:
-        cache.write('{"digest": "cut o')
     assert judge_answers([answered("z", "auto")], tried.judge, folder)["z"] == first["a"]
     assert len(tried.asked) == 1
-    judge_answers([answered("a", "auto", answer="van")], tried.judge, folder)
-    assert len(tried.asked) == 2
+    for _ in range(2):
+        judge_answers([answered("a", "auto", answer="van")], tried.judge, folder)
+        assert len(tried.asked) == 2
     judge_answers([answered("a", "auto")], JudgeCommand(tried.judge.command, "judge-2"), folder)
     assert len(tried.asked) == 3
+
+
+def test_a_line_that_was_cut_off_costs_its_verdict_alone(tmp_path):
+    tried = Tried(tmp_path, AGREE)
+    (tmp_path / CACHE).write_bytes('{"digest": "é'.encode()[:-1])
+    for _ in range(2):
+        assert judge_answers([answered("a", "auto")], tried.judge, tmp_path)["a"].pred == "yes"
+        assert len(tried.asked) == 1
 
 
 MALFORMED = {

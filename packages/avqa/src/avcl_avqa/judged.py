@@ -104,10 +104,13 @@ def judge_answers(
         raise ValueError(f"answers: {len(repeated)} ids repeat, the first {repeated[0]!r}; expected each once")
     settled = {item.id: found for item in answers if (found := _without_judge(item)) is not None}
     open_ones = {_digest(item, judge): item for item in answers if item.id not in settled}
-    verdicts: dict[str, Verdict | Failure] = {**_kept(folder / CACHE)}
+    text = _text(folder / CACHE)
+    verdicts: dict[str, Verdict | Failure] = {**_kept(text)}
     asked = [digest for digest in open_ones if digest not in verdicts]
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(max_workers=workers) as pool, open(folder / CACHE, "a", encoding="utf-8") as cache:
+        if text and not text.endswith("\n"):
+            cache.write("\n")
         items = [open_ones[digest] for digest in asked]
         replies = pool.map(lambda item: judge.ask(item.question, item.answer, item.predicted), items)
         for digest, reply in zip(asked, replies, strict=True):
@@ -156,10 +159,15 @@ def _line(digest: str, found: Verdict) -> str:
     return json.dumps(verdict, ensure_ascii=False) + "\n"
 
 
-def _kept(path: Path) -> dict[str, Verdict]:
-    """The verdicts of a cache; a line that was cut off when its process ended is asked for again."""
+def _text(path: Path) -> str:
+    """The content of a cache, if there is one; its last line may have been cut off when its process ended, within a letter too."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def _kept(text: str) -> dict[str, Verdict]:
+    """The verdicts of a cache; a line that was cut off is asked for again."""
     kept: dict[str, Verdict] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in text.split("\n"):
         try:
             value = json.loads(line)
             kept[value["digest"]] = Verdict(value["score"], value["pred"], value["reason"])
