@@ -1,6 +1,8 @@
 """AVQA: audio-visual question answering on MUSIC-AVQA as a task package, with its grounding generation stage."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from avcl_core.config.options import Options
@@ -59,4 +61,32 @@ ground_plugin = replace(
     build=late("avcl_avqa.ground:build"),
     data="avqa",
     published={"grounding": late("avcl_avqa.authors:grounding")},
+)
+
+
+class OpenOptions(Options):
+    """Options of open-ended question answering; there are none yet."""
+
+
+class OpenSourceOptions(Options):
+    """Options of reading open-ended questions: where the media of conversation files are.
+
+    Attributes:
+        media_root: the folder that relative paths are relative to.
+        path_rewrite: (written prefix, prefix instead), the first that fits.
+    """
+
+    media_root: Path | None = None
+    path_rewrite: Sequence[tuple[str, str]] = ()
+
+
+open_plugin = TaskPackage(
+    name="avqa_open",
+    title="Open-ended question answering (Split-AVQA, Split-MUSIC-AVQA): an experience for each type of question, generated answers",
+    options=OpenOptions,
+    build=late("avcl_avqa.open_task:build"),
+    layout=late("avcl_avqa.open_files:layout"),
+    compose=late("avcl_avqa.open_world:compose"),
+    world_size=WorldSize(train=240, val=48, test=80),
+    source=OpenSourceOptions,
 )

@@ -35,7 +35,8 @@ class ClipSource:
     Frames come from ``frames`` (a folder of numbered images) where given, else from ``video``; the sound from ``wave`` (.npy or
     .wav) where given, else from ``video``. ``frame_rule`` says which frame stands for each of ``seconds`` seconds: ``evenly``
     spaced over the clip or the ``middle`` of each second; ``sound_rule`` which seconds of a longer sound are taken: the first
-    ones (``start``) or ``evenly`` spaced ones that lie where the frames do.
+    ones (``start``) or ``evenly`` spaced ones that lie where the frames do. ``shots``: frames of the whole clip, by the same rule, where
+    they are not one a second.
     """
 
     id: str
@@ -46,6 +47,7 @@ class ClipSource:
     seconds: int = 10
     sound_rule: SoundRule = "start"
     extras: tuple[Extra, ...] = ()
+    shots: int | None = None
 
     @property
     def picture(self) -> Path | None:
