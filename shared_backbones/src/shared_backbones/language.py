@@ -52,9 +52,10 @@ class Frames(nn.Module):
         super().__init__()
         self.enter, self.leave = nn.Linear(width, words), nn.Linear(words, words)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[b, T, P, width]`` → ``[b, P, words]``; the mean follows the GELU, and a linear map can follow the mean."""
-        return self.leave(F.gelu(self.enter(tokens)).mean(1))
+    def forward(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        """``[b, T, P, width]``, averaged with weights ``[b, T]`` → ``[b, P, words]``; the mean follows the GELU, and a linear map
+        can follow the mean."""
+        return self.leave((F.gelu(self.enter(tokens)) * weights[:, :, None, None]).sum(1))
 
 
 class Listener(nn.Module):
@@ -134,18 +135,18 @@ class LanguageTower(Tower):
         Args:
             tokens: visual ``[b, T, P, D]``, patch tokens of T frames, which are averaged; audio ``[b, n, L, D]``, tokens of n
                 pieces of sound, whose words follow each other.
-            valid: audio: which tokens are there, bool ``[b, n, L]``; a piece without any has no words.
+            valid: what is there: frames ``[b, T]``, tokens of sound ``[b, n, L]``; by default all. A clip without frames and a piece
+                without sound have no words.
         """
         if modality == "visual":
-            found = self.net.visual(tokens)
-            return Media(found, torch.ones(found.shape[:2], dtype=torch.bool, device=found.device))
+            there = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if valid is None else valid
+            found = self.net.visual(tokens, there / there.sum(1, keepdim=True).clamp_min(1))
+            return Media(found, there.any(1, keepdim=True).expand(found.shape[:2]))
         there = torch.ones(tokens.shape[:3], dtype=torch.bool, device=tokens.device) if valid is None else valid
         pieces = there.any(-1)
         flat = there.flatten(0, 1)
         # A piece that is not there is read whole, so that no softmax is empty, and left out of the prompt.
-        found = self.net.audio(
-            tokens.flatten(0, 1), torch.where(pieces.flatten()[:, None], flat, torch.ones_like(flat))
-        )
+        found = self.net.audio(tokens.flatten(0, 1), torch.where(pieces.flatten()[:, None], flat, torch.ones_like(flat)))
         queries = found.shape[1]
         return Media(found.unflatten(0, pieces.shape).flatten(1, 2), pieces.repeat_interleave(queries, 1))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
@@ -19,19 +19,29 @@ from avcl_core.models.kept import Kept
 from avcl_core.moe.anchors import Anchors, Pooled
 from avcl_core.moe.feedforward import BASE, Experts, Layers, blocks_of
 from avcl_core.moe.scores import Discriminant, MeanCosine, NearestCentre, Score
+from avcl_core.precision import unmixed
 from avcl_core.stream import Experience
 from avcl_core.task import Task
 from avcl_core.texts import IGNORED, text_of, texts_array
 from avcl_core.walk import Ctx, DualStream
-from shared_backbones.language import Cache, LanguageTower, Media
+from shared_backbones.language import UNUSED, Cache, LanguageTower, Media
 from shared_backbones.tower import Tower
 
 if TYPE_CHECKING:
     from avcl_core.methods.base import Data
 
+Sense = Literal["visual", "audio"]
 Read = Literal["visual", "audio", "text"]
 """What a router compares: patch tokens of the frames, tokens of the sound, words of the question."""
 READS: tuple[Read, ...] = ("visual", "audio", "text")
+
+
+@dataclass(frozen=True)
+class Perceived:
+    """What a media tower and its connector make of samples: words for their prompts, and the mean of the tower's tokens ``[b, D]``."""
+
+    words: Media
+    mean: Tensor
 
 
 class ExpertOptions(Options):
@@ -174,11 +184,9 @@ class AnchorExperts(Model):
         for name in self.anchors.widths:
             if name == "text":
                 found[name] = torch.stack([self._question(text) for text in self._texts(batch)])
-                continue
-            tokens, valid = self._tokens(batch, cast(Literal["visual", "audio"], name))
-            count = valid.sum(1, keepdim=True)
-            found[name] = (tokens * valid.unsqueeze(-1)).sum(1) / count.clamp_min(1)
-            present[name] = count.squeeze(1) > 0
+            else:
+                seen = self._perceived(batch, cast(Sense, name))
+                found[name], present[name] = seen.mean, seen.words.valid.any(1)
         return Pooled(found, present)
 
     def _texts(self, batch: Batch) -> list[str]:
@@ -193,31 +201,36 @@ class AnchorExperts(Model):
         return next(self.language.parameters()).device
 
     # ------------------------------------------------------------------ media
-    def _tokens(self, batch: Batch, name: Literal["visual", "audio"]) -> tuple[Tensor, Tensor]:
-        """Tokens of a media tower ``[b, n, D]`` without class tokens, all frames or pieces of sound in a row, and which count."""
-        walk = next(walk for walk in self.walks if name in walk.towers)
-        value = batch.inputs[name]
-        final = self.kept.features(walk, value.flatten(0, 1), stages=False).final[name]
-        tokens = final[:, walk.towers[name].info.class_tokens :].unflatten(0, value.shape[:2])  # [b, T, N, D]
-        there = torch.ones(tokens.shape[:3], dtype=torch.bool, device=tokens.device)
-        if name in batch.present:
-            denied = batch.present[name]
-            there &= denied.view(*denied.shape, *[1] * (3 - denied.ndim))
-        return tokens.flatten(1, 2), there.flatten(1)
-
     def media(self, batch: Batch) -> dict[str, Media]:
         """Return what the prompts of a batch can show and let hear, as words of the language model."""
-        found = {}
-        for place, name in (("video", "visual"), ("audio", "audio")):
-            tokens, valid = self._tokens(batch, cast(Literal["visual", "audio"], name))
-            pieces = batch.inputs[name].shape[1]
-            shaped, there = tokens.unflatten(1, (pieces, -1)), valid.unflatten(1, (pieces, -1))
-            with torch.no_grad():
-                made = self.language.connect(cast(Literal["visual", "audio"], name), shaped, there)
-            if name == "visual":
-                made = Media(made.tokens, made.valid & there.any(2).any(1, keepdim=True))
-            found[place] = made
-        return found
+        return {"video": self._perceived(batch, "visual").words, "audio": self._perceived(batch, "audio").words}
+
+    def _perceived(self, batch: Batch, name: Sense) -> Perceived:
+        """What a media tower and its connector make of the samples, kept by content unless some of it is denied."""
+        value, denied = batch.inputs[name], batch.present.get(name)
+        if denied is None or bool(denied.all()):
+            tower = dict(self._towers())[name]
+            words, mean = self.kept.parts((name, "words"), tower, value, lambda rows: self._perceive(name, rows, None))
+            return Perceived(Media(words, torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)), mean)
+        there = denied if denied.ndim == 2 else denied.unsqueeze(1).expand(value.shape[:2])
+        words, mean, valid = self._perceive(name, value, there)
+        return Perceived(Media(words, valid), mean)
+
+    def _perceive(self, name: Sense, value: Tensor, there: Tensor | None) -> tuple[Tensor, ...]:
+        """Words ``[b, n, C]`` and the mean token ``[b, D]`` of inputs ``[b, T, …]``; with ``there`` ``[b, T]`` also which words are."""
+        walk = next(walk for walk in self.walks if name in walk.towers)
+        tower, pieces = walk.towers[name], value.shape[:2]
+        with torch.no_grad(), unmixed(value):
+            tokens, aux = tower.embed(value.flatten(0, 1))
+            final = walk.walk({name: tokens}, {name: aux}, {}, Ctx()).final[name].squeeze(1)
+            tokens = final[:, tower.info.class_tokens :].unflatten(0, pieces)  # [b, T, N, D]
+            each = tokens.mean(2)
+            if there is None:
+                return self.language.connect(name, tokens).tokens, each.mean(1)
+            weights = there / there.sum(1, keepdim=True).clamp_min(1)
+            valid = there if name == "visual" else there.unsqueeze(2).expand(tokens.shape[:3])
+            words = self.language.connect(name, tokens, valid)
+            return words.tokens, (each * weights.unsqueeze(2)).sum(1), words.valid
 
     # ------------------------------------------------------------------ the forward call
     def features(self, batch: Batch, ctx: Ctx) -> Features:
@@ -269,8 +282,6 @@ class AnchorExperts(Model):
 
     def _padded(self, ids: Sequence[Sequence[int]]) -> Tensor:
         longest = max(len(row) for row in ids)
-        from shared_backbones.language import UNUSED
-
         filled = [[*row, *[UNUSED] * (longest - len(row))] for row in ids]
         return torch.tensor(filled, device=self._device())
 

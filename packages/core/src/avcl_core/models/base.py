@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from avcl_core.methods.base import Data
 
 
-_REMOVABLE: dict[str, frozenset[Place]] = {"prompts": frozenset({"prefix", "input"}), "adapters": frozenset({"add"})}
+_REMOVABLE: dict[str, frozenset[Place]] = {
+    "prompts": frozenset({"prefix", "input"}), "adapters": frozenset({"add"}), "experts": frozenset({"swap"})
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
