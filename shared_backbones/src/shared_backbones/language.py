@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -253,3 +253,45 @@ class LanguageTower(Tower):
 
 
 _KINDS: Sequence[Literal["attn", "mlp"]] = ("attn", "mlp")
+
+
+def padded(ids: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Return prompts of different lengths as ids ``[B, L]``, :data:`UNUSED` behind the shorter ones."""
+    longest = max(len(row) for row in ids)
+    return torch.tensor([[*row, *[UNUSED] * (longest - len(row))] for row in ids], device=device)
+
+
+def generate(
+    tower: LanguageTower,
+    texts: Sequence[str],
+    media: Mapping[str, Media],
+    longest: int,
+    walk: Callable[[Tensor, Tensor, Cache], Tensor],
+) -> list[str]:
+    """Return answers to prompts, the most likely word at each step (greedy decoding), until the end or ``longest`` words.
+
+    Args:
+        texts: of the human, one per row of ``media``.
+        walk: rows ``[B, N, width]``, which are there ``[B, N]`` and the cache → final tokens ``[B, N, width]``; it may run modules at sites.
+    """
+    device = next(tower.parameters()).device
+    rows, valid = tower.splice(padded([tower.dialogue.prompt(text) for text in texts], device), media, "left")
+    cache = Cache(torch.zeros(len(texts), 0, dtype=torch.bool, device=device))
+    end, ended = tower.dialogue.vocabulary.end, torch.zeros(len(texts), dtype=torch.bool, device=device)
+    words: list[Tensor] = []
+    while len(words) < longest:
+        word = tower.logits(walk(rows, valid, cache)[:, -1]).argmax(-1).masked_fill(ended, end)
+        words.append(word)
+        ended = ended | (word == end)
+        if bool(ended.all()):
+            break
+        rows, valid = tower.words(word).unsqueeze(1), torch.ones_like(ended).unsqueeze(1)
+    return [tower.dialogue.read(ids) for ids in torch.stack(words, 1).tolist()]
+
+
+def plain_walk(tower: LanguageTower, rows: Tensor, valid: Tensor, cache: Cache | None) -> Tensor:
+    """Return the final tokens of the tower alone ``[B, N, width]``, with gradients where it learns."""
+    tokens, aux = tower.enter(rows, valid, cache)
+    for sub in tower.subs:
+        tokens = tower.join(sub, tokens, tower.run(sub, tokens, aux))
+    return tower.final(tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
@@ -24,7 +25,7 @@ from avcl_core.stream import Experience
 from avcl_core.task import Task
 from avcl_core.texts import IGNORED, text_of, texts_array
 from avcl_core.walk import Ctx, DualStream
-from shared_backbones.language import UNUSED, Cache, LanguageTower, Media
+from shared_backbones.language import Cache, LanguageTower, Media, generate, padded
 from shared_backbones.tower import Tower
 
 if TYPE_CHECKING:
@@ -239,8 +240,8 @@ class AnchorExperts(Model):
         answers = batch.targets["language"]
         prompts = [language.dialogue.prompt(text) for text in self._texts(batch)]
         ids = [[*prompt, *answer[answer != IGNORED].tolist()[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
-        rows, valid = language.splice(self._padded(ids), self.media(batch), "right")
-        return Features({"language": self._walked(rows, valid, ctx, None)[:, None]}, {}, {"valid": valid})
+        rows, valid = language.splice(padded(ids, self._device()), self.media(batch), "right")
+        return Features({"language": self._walked(ctx, rows, valid, None)[:, None]}, {}, {"valid": valid})
 
     def read(self, features: Features, batch: Batch, ctx: Ctx) -> Outputs:
         """Return the scores of every supervised word of the answer ``[b, n, vocabulary]``; those behind its end mean nothing."""
@@ -257,33 +258,15 @@ class AnchorExperts(Model):
         """Return generated answers, the most likely word at each step, as ``text`` (:func:`avcl_core.texts.texts_array`)."""
         if ctx.trace is not None and ctx.slots is not None and batch.experience is None:
             ctx.trace.tell_route(ctx.slots, (*self.slots, BASE) if BASE in ctx.slots else self.slots, self._device())
-        language = self.language
-        prompts = self._padded([language.dialogue.prompt(text) for text in self._texts(batch)])
-        rows, valid = language.splice(prompts, self.media(batch), "left")
-        cache = Cache(torch.zeros(len(batch), 0, dtype=torch.bool, device=rows.device))
-        end, ended = language.dialogue.vocabulary.end, torch.zeros(len(batch), dtype=torch.bool, device=rows.device)
-        words: list[Tensor] = []
-        while len(words) < self.options.longest:
-            final = self._walked(rows, valid, ctx, cache)[:, -1]
-            word = language.logits(final).argmax(-1).masked_fill(ended, end)
-            words.append(word)
-            ended = ended | (word == end)
-            if bool(ended.all()):
-                break
-            rows, valid = language.words(word).unsqueeze(1), torch.ones_like(ended).unsqueeze(1)
-        said = torch.stack(words, 1).tolist()
-        return {"text": texts_array([language.dialogue.read(ids) for ids in said])}
+        walk = partial(self._walked, ctx)
+        said = generate(self.language, self._texts(batch), self.media(batch), self.options.longest, walk)
+        return {"text": texts_array(said)}
 
-    def _walked(self, rows: Tensor, valid: Tensor, ctx: Ctx, cache: Cache | None) -> Tensor:
+    def _walked(self, ctx: Ctx, rows: Tensor, valid: Tensor, cache: Cache | None) -> Tensor:
         tokens, aux = self.language.enter(rows, valid, cache)
         walk = next(walk for walk in self.walks if "language" in walk.towers)
         found = walk.walk({"language": tokens}, {"language": aux}, self.sites, replace(ctx, frames=1))
         return found.final["language"].squeeze(1)
-
-    def _padded(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        longest = max(len(row) for row in ids)
-        filled = [[*row, *[UNUSED] * (longest - len(row))] for row in ids]
-        return torch.tensor(filled, device=self._device())
 
     def make_walks(self) -> tuple[DualStream, ...]:
         """Return every tower's walk alone; CLIP's patch tokens are read without its last norm (avqacl_moe.md 3.1)."""
