@@ -68,6 +68,26 @@ def test_the_distance_is_that_of_the_old_outputs_by_hand():
         assert float(update.parts[f"lwf:{past}0:logits"]) == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_a_head_that_reads_media_alone_answers_once_for_all_questions_about_a_video():
+    bench, last = taught(labels=1, classes=1)
+    batch = bench.batch(last)
+    batch = batch.select([0, 0, 1, 0])
+    bench.move(("common", "heads"))
+    past = {"experience": "labels0", "task": "labels"}
+    (plain,) = bench.method.distances(past, batch).values()
+    heard = []
+    bench.model.register_forward_hook(lambda model, given, outputs: heard.append(given[0].keys))
+    known = replace(batch, media=("a", "a", "b", "a"))
+    (once,) = bench.method.distances(past, known).values()
+    assert float(once) == pytest.approx(float(plain), rel=1e-5)
+    assert float(plain) > 1e-3
+    assert [len(keys) for keys in heard] == [2, 2], "the teacher and the model"
+    bench.method.tasks["labels"].needs = ("question",)
+    heard.clear()
+    bench.method.distances(past, known)
+    assert [len(keys) for keys in heard] == [4, 4], "a question may change the answer"
+
+
 def test_a_head_that_cannot_read_is_left_out_aloud():
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")

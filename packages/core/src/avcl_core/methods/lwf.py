@@ -20,6 +20,7 @@ from avcl_core.models.base import Model
 from avcl_core.ownership import Owners, Snapshot
 from avcl_core.stream import Experience
 from avcl_core.task import Task
+from avcl_core.walk import Ctx
 
 
 class LwFOptions(Options):
@@ -97,16 +98,29 @@ class LwF(Method):
 
     def distances(self, past: Mapping[str, str], current: Batch) -> dict[str, Tensor]:
         """Return this batch's share of the distances of one old head's outputs."""
-        asked = posed(current, past["task"], past["experience"])
+        heard, counts = self._heard(past["task"], current)
+        asked = posed(heard, past["task"], past["experience"])
         taught = Snapshot(self.teacher).call(self.model, asked, self.context(asked, training=False))
         with quiet(self.model):
             answered = self.model(asked, self.context(asked, training=False))
+        mean = Ctx(counts=counts).mean
         return {
             f"lwf:{past['experience']}:{name}": self.strength
-            * distance(kind, answered[name], taught[name], self.temperature).mean()
+            * mean(distance(kind, answered[name], taught[name], self.temperature))
             * current.row_share
             for name, kind in self.tasks[past["task"]].fields.items()
         }
+
+    def _heard(self, task: str, current: Batch) -> tuple[Batch, tuple[int, ...] | None]:
+        """Return the samples that an old head has to answer, and for how many each of them stands.
+
+        A head that reads nothing but media answers all questions about a video alike.
+        """
+        shared = None if self.tasks[task].needs or self.tasks[task].plain else current.distinct()
+        if shared is None:
+            return current, None
+        rows, numbers = shared
+        return current.select(rows), tuple(numbers.count(number) for number in range(len(rows)))
 
     def after(self, experience: Experience, data: Data) -> None:
         """Take the snapshot that teaches the next experience: of all that an experience to come may change."""
