@@ -140,7 +140,8 @@ class LanguageTower(Tower):
         """
         if modality == "visual":
             there = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if valid is None else valid
-            found = self.net.visual(tokens, there / there.sum(1, keepdim=True).clamp_min(1))
+            share = there.to(tokens.dtype)
+            found = self.net.visual(tokens, share / share.sum(1, keepdim=True).clamp_min(1))
             return Media(found, there.any(1, keepdim=True).expand(found.shape[:2]))
         there = torch.ones(tokens.shape[:3], dtype=torch.bool, device=tokens.device) if valid is None else valid
         pieces = there.any(-1)

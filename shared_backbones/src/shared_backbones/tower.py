@@ -49,7 +49,7 @@ class TowerInfo:
     name: str
     size: str
     variant: str
-    modality: Literal["visual", "audio", "text"]
+    modality: Literal["visual", "audio", "language"]
     width: int
     class_tokens: int
     grid: tuple[int, int]

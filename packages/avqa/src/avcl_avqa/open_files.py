@@ -12,7 +12,7 @@ from avcl_avqa.benchmarks import SPLIT_AVQA, SPLIT_MUSIC, Benchmark, Source, sou
 from avcl_avqa.conversations import FRAMES, TYPES, read_conversations
 from avcl_avqa.media_paths import MediaPaths, resolve
 from avcl_avqa.open_records import OpenQuestion
-from avcl_avqa.split_avqa import read_split_avqa
+from avcl_avqa.split_avqa import SUFFIX, read_split_avqa
 from avcl_avqa.split_music import read_split_music
 from avcl_core.data.layout import ClipSource, Layout, MediaFolders, find_clips
 from avcl_core.data.problems import Problem, broken
@@ -23,7 +23,7 @@ SECONDS = {SPLIT_AVQA.name: 10, SPLIT_MUSIC.name: 60}
 """Length of a benchmark's videos."""
 FOLDERS = ("", "json", "qa", "labels")
 """Where question files are looked for, below the data set's folder."""
-MEDIA = MediaFolders(videos=("videos", "video"), frames=("frames", "frame"), waves=("audio_wave", "wave"))
+MEDIA = MediaFolders(videos=("videos", "video"), frames=("frames", "frame"), waves=("audio_wave", "wave"), suffix=SUFFIX)
 
 
 @dataclass(frozen=True)

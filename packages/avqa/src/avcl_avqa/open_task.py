@@ -34,7 +34,7 @@ class OpenAnswering(Task):
 
     name = "avqa_open"
     primary: ClassVar[str] = "em"
-    modalities: ClassVar[tuple[str, ...]] = ("visual", "audio", "text")
+    modalities: ClassVar[tuple[str, ...]] = ("visual", "audio", "language")
     fields: Mapping[str, Kind] = {"answer": "tokens"}
     needs = ("question",)
 

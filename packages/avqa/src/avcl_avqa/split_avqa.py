@@ -13,8 +13,9 @@ from avcl_core.errors import nearest
 
 WRITTEN = {name.replace("_", " "): name for name in SPLIT_AVQA.types}
 """Question type as records write it → as files and experiences are named."""
-ENDING = "_trimmed.mp4"
-"""What the name of every video ends with, after its YouTube id."""
+SUFFIX = "_trimmed"
+"""What every video's name has behind its YouTube id."""
+ENDING = SUFFIX + ".mp4"
 
 
 def load_split_avqa(

@@ -35,7 +35,7 @@ def av_llama(size: str, tokenizer: str | Path | None = None) -> LanguageTower:
         encoder_hidden_size=sound, cross_attention_frequency=2,
     )  # fmt: skip
     info = TowerInfo(
-        name="av_llama", size=size, variant="uni_moe_audio" if size == "full" else "tiny", modality="text", width=width,
+        name="av_llama", size=size, variant="uni_moe_audio" if size == "full" else "tiny", modality="language", width=width,
         class_tokens=0, grid=(1, positions), depths=(depth,), heads=(heads,),
     )  # fmt: skip
     return LanguageTower(info, LanguageNet(config, frames, qformer, queries), _dialogue(size, words, tokenizer))

@@ -224,7 +224,7 @@ def make_inputs(
     def make(name: str, tower: Tower) -> Input:
         if tower.info.modality == "visual":
             return VisualInput(tower.info)
-        if tower.info.modality == "text":
+        if tower.info.modality == "language":
             return AnswerInput(cast("LanguageTower", tower), (answers or {}).get(name, 32))
         tile = tiles.get(name, 1)
         return WholeAudioInput(tower, rate, cache) if tile == "whole" else AudioInput(tower, rate, tile, cache)

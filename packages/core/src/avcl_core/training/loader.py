@@ -66,7 +66,7 @@ class Loader:
     @property
     def seen(self) -> tuple[str, ...]:
         """The modalities that prediction sees: those of the towers that are not denied."""
-        return tuple(name for name in self.inputs if self.modalities is None or name in self.modalities)
+        return tuple(name for name in self.inputs if self.modalities is None or name in {*self.modalities, "language"})
 
     @contextmanager
     def corrupted(self, corruption: Corruption | None) -> Iterator[None]:
