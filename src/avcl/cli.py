@@ -99,6 +99,9 @@ def evaluate(
     modalities=visual|audio hides the other input. features=true also writes the towers' features, averaged per sample, which
     the report then shows as a t-SNE map.
 
+    Where the experience is hidden, to=given tells it, to=EXPERIENCE sends every sample to that one's expert, to=base to none
+    (models of experts), and reads=text,audio lets the router compare nothing else.
+
     corruptions=standard evaluates the run with missing, noisy, blurred and covered inputs instead, and writes the table of what
     is left of each score; or name them: corruptions=[missing:audio,audio_noise:10,frame_blur:0.05,frame_occlusion:0.25,
     missing_segments:audio:1]. A stopped list goes on with the same command.
@@ -118,7 +121,7 @@ def evaluate(
         show_table(written)
         return
     with console() as shown:
-        found = judge(run, tag, shown, how.split, how.modalities, how.features)
+        found = judge(run, tag, shown, how.split, how.modalities, how.features, how.routing)
     if found:
         write_evaluation(run, how.name(tag or "latest"), found, print)
 

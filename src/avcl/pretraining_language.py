@@ -141,7 +141,9 @@ def _loss(tower: LanguageTower, watched: Watched, rows: Sequence[int], rng: np.r
     chosen = [watched.questions[row][int(rng.integers(len(watched.questions[row])))] for row in rows]
     prompts = [tower.dialogue.prompt(MEDIA + question) for question, _ in chosen]
     answers = [tower.dialogue.answer(answer) for _, answer in chosen]
-    ids = padded([[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)], torch.device("cpu"))
+    ids = padded(
+        [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)], torch.device("cpu")
+    )
     embedded, valid = tower.splice(ids, _media(tower, watched, rows), "right")
     final = plain_walk(tower, embedded, valid, None)
     targets = torch.full(valid.shape, IGNORED)

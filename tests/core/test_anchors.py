@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -46,6 +46,7 @@ def cut(pooled, sizes):
     return parts
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 15), max_size=8))
 def test_no_division_into_batches_changes_an_anchor(sizes):
     (pooled,) = clouds(["a"]).values()

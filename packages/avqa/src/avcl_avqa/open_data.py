@@ -28,7 +28,9 @@ class OpenData:
 
     def __init__(self, prepared: Prepared) -> None:
         if prepared.layout != LAYOUT:
-            raise broken(prepared.folder, "layout", prepared.layout, LAYOUT, "name the folder of prepared avqa_open data")
+            raise broken(
+                prepared.folder, "layout", prepared.layout, LAYOUT, "name the folder of prepared avqa_open data"
+            )
         self.prepared = prepared
         names = [name for name in prepared.annotations if name.partition("_")[0] in SPLITS]
         found = [read_questions(Path(prepared.annotation(name))) for name in names]

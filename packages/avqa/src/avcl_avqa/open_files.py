@@ -23,7 +23,9 @@ SECONDS = {SPLIT_AVQA.name: 10, SPLIT_MUSIC.name: 60}
 """Length of a benchmark's videos."""
 FOLDERS = ("", "json", "qa", "labels")
 """Where question files are looked for, below the data set's folder."""
-MEDIA = MediaFolders(videos=("videos", "video"), frames=("frames", "frame"), waves=("audio_wave", "wave"), suffix=SUFFIX)
+MEDIA = MediaFolders(
+    videos=("videos", "video"), frames=("frames", "frame"), waves=("audio_wave", "wave"), suffix=SUFFIX
+)
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,12 @@ def _is_conversations(path: Path) -> bool:
         records = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(records, list) and bool(records) and isinstance(records[0], dict) and "conversations" in records[0]
+    return (
+        isinstance(records, list) and bool(records) and isinstance(records[0], dict) and "conversations" in records[0]
+    )
 
 
-def layout(
-    root: Path, media_root: Path | None = None, path_rewrite: Sequence[tuple[str, str]] = ()
-) -> Layout:
+def layout(root: Path, media_root: Path | None = None, path_rewrite: Sequence[tuple[str, str]] = ()) -> Layout:
     """Return the clips and question files below ``root``: ``<split>_<Type>.json`` there or in ``json/``, ``qa/`` or ``labels/``.
 
     Media of benchmark files are ``videos/<id>.mp4`` (or ``<id>_trimmed.mp4``), or ``frames/<id>/`` with ``audio_wave/<id>.npy``; those

@@ -86,7 +86,9 @@ class OpenAnswering(Task):
         """
         if predictions.keys() != targets.keys():
             odd = sorted(predictions.keys() ^ targets.keys())
-            raise ValueError(f"{self.name}: predictions and targets differ in {len(odd)} samples, for example {odd[0]!r}")
+            raise ValueError(
+                f"{self.name}: predictions and targets differ in {len(odd)} samples, for example {odd[0]!r}"
+            )
         pairs = [(text_of(predictions[key]["text"]), text_of(target["language"])) for key, target in targets.items()]
         return {name: 100 * float(np.mean([rule(*pair) for pair in pairs])) for name, rule in SCORERS.items()}
 
@@ -105,7 +107,9 @@ class OpenAnswering(Task):
             },
         }
         return {
-            name: self.score({key: {"text": np.frombuffer(text.encode(), np.uint8)} for key, text in texts.items()}, test)
+            name: self.score(
+                {key: {"text": np.frombuffer(text.encode(), np.uint8)} for key, text in texts.items()}, test
+            )
             for name, texts in predictors.items()
         }
 

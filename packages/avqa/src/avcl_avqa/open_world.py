@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from avcl_avqa.benchmarks import SPLIT_AVQA
 from avcl_avqa.questions import COUNTS, level, side
 from avcl_avqa.split_avqa import ENDING, WRITTEN
@@ -90,9 +88,7 @@ def annotation_files(scenes: Mapping[str, Sequence[Scene]], classes: Sequence[st
     return texts
 
 
-def _balanced(
-    split: str, scenes: Sequence[Scene], names: Mapping[str, str]
-) -> Iterator[tuple[Scene, str, str, str]]:
+def _balanced(split: str, scenes: Sequence[Scene], names: Mapping[str, str]) -> Iterator[tuple[Scene, str, str, str]]:
     """One question of each type about every scene that settles one: the one whose answer is the rarest so far."""
     rng = rng_for("split avqa questions", split)
     answers: Counter[tuple[str, str]] = Counter()

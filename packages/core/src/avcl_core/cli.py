@@ -17,7 +17,7 @@ Arguments = Annotated[
 TestArguments = Annotated[
     list[str] | None, typer.Argument(metavar="RUN|KEY=VALUE", help="Run folder; or run=, checkpoint=, runs=, ….")
 ]
-TEST_KEYS = ("run", "checkpoint", "runs", "split", "modalities", "corruptions", "features")
+TEST_KEYS = ("run", "checkpoint", "runs")
 
 
 def task_app(task: str, extend: Callable[[typer.Typer], None] = lambda app: None) -> Callable[[], None]:
@@ -42,8 +42,9 @@ def task_app(task: str, extend: Callable[[typer.Typer], None] = lambda app: None
         RUN (or run=RUN) is a run folder, checkpoint=RUN/checkpoints/TAG one of its commits; runs=FOLDER is where to look.
         split=val judges another split, modalities=visual|audio hides the other input, corruptions=standard or
         corruptions=[missing:audio,audio_noise:10] writes a table of missing and corrupted modalities. features=true also
-        writes mean features, which the report maps. An option of the task (setting=…) asks for the newest run with it. A
-        package may add further keys.
+        writes mean features, which the report maps. Where the experience is hidden, to=given tells it, to=EXPERIENCE sends every
+        sample to that one's expert, to=base to none, and reads=text,audio lets the router compare nothing else. An option of the task
+        (setting=…) asks for the newest run with it. A package may add further keys.
         """
         _test(task, arguments or [])
 
@@ -96,7 +97,7 @@ def _full_keys(task: str, overrides: list[str]) -> list[str]:
 def _test(task: str, arguments: list[str]) -> None:
     """Evaluate the run that the arguments name, and write what they ask for."""
     from avcl_core.plugins import load
-    from avcl_core.running.asked import asked, choice, refuse_unknown
+    from avcl_core.running.asked import KEYS, asked, choice, refuse_unknown
     from avcl_core.running.launch import evaluate
     from avcl_core.running.robustness import evaluate_corrupted
     from avcl_core.running.tested import newest_run, write_evaluation
@@ -105,7 +106,7 @@ def _test(task: str, arguments: list[str]) -> None:
     exports, own = package.exports, tuple(package.options.model_fields)
     run, overrides = split_arguments(arguments)
     given = dict(text.split("=", 1) for text in overrides) | ({"run": run} if run else {})
-    refuse_unknown("test", given, (*TEST_KEYS, *exports, *own))
+    refuse_unknown("test", given, (*TEST_KEYS, *KEYS, *exports, *own))
     how = asked("test", given)
     wanted = [name for name in exports if choice("test", given, name, ("true", "false")) == "true"]
     if wanted and how.corruptions is not None:
@@ -120,7 +121,7 @@ def _test(task: str, arguments: list[str]) -> None:
         show_table(written)
         return
     with console() as shown:
-        found = evaluate(folder, tag, shown, how.split, how.modalities, how.features)
+        found = evaluate(folder, tag, shown, how.split, how.modalities, how.features, how.routing)
     if not found:
         return
     written = write_evaluation(folder, how.name(tag or "latest"), found, print)

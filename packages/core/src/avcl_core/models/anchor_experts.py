@@ -18,9 +18,10 @@ from avcl_core.features import Features
 from avcl_core.models.base import Model, Requires
 from avcl_core.models.kept import Kept
 from avcl_core.moe.anchors import Anchors, Pooled
-from avcl_core.moe.feedforward import BASE, Experts, Layers, blocks_of
+from avcl_core.moe.feedforward import Experts, Layers, blocks_of
 from avcl_core.moe.scores import Discriminant, MeanCosine, NearestCentre, Score
 from avcl_core.precision import unmixed
+from avcl_core.routing import BASE, Routes
 from avcl_core.stream import Experience
 from avcl_core.task import Task
 from avcl_core.texts import IGNORED, text_of, texts_array
@@ -118,6 +119,7 @@ class AnchorExperts(Model):
     Config = AnchorExpertsOptions
     options: AnchorExpertsOptions
     requires = Requires(towers=("visual", "audio", "language"), task_id=("given", "hidden"))
+    separate = True
 
     def __init__(self, towers: Mapping[str, Tower], tasks: Mapping[str, Task], options: AnchorExpertsOptions) -> None:
         super().__init__(towers, tasks, options)
@@ -161,23 +163,35 @@ class AnchorExperts(Model):
             self.anchors.fit(self.slot(experience), (self.pooled(batch) for batch in data.batches()))
 
     def route(self, batch: Batch) -> tuple[str, ...]:
-        """Return the expert of every sample: its experience's where that is given, else the most similar one.
+        """Return the expert of every sample: its experience's where that is given, else the most similar one."""
+        return self.routes(batch).slots
+
+    def routes(self, batch: Batch, reads: Sequence[str] = ()) -> Routes:
+        """Return the expert of every sample and its scores: means over, and in, what anchors compare.
 
         Raises:
             DataError: samples have nothing that is compared, and ``anchors.lost`` says ``fail``.
+            ConfigError: the anchors know nothing of ``reads``.
         """
         if self.options.expert.per == "all":
-            return ("all",) * len(batch)
+            return Routes(("all",) * len(batch), ("all",))
         if batch.experience is not None:
-            return (batch.experience,) * len(batch)
-        chosen = self.anchors.choose(self.anchors.scores(self.pooled(batch)))
+            return Routes((batch.experience,) * len(batch), tuple(self.slots))
+        unknown = [name for name in reads if name not in self.anchors.widths]
+        if unknown:
+            raise ConfigError(
+                f"reads={','.join(reads)}: anchors know {', '.join(self.anchors.widths)}, not {unknown[0]}"
+            )
+        compared = self.anchors.compare(self.pooled(batch), reads)
+        scores = self.anchors.together(compared, len(batch))
+        chosen = self.anchors.choose(scores)
         lost = [key for key, slot in zip(batch.keys, chosen, strict=True) if slot is None]
         if lost and self.options.anchors.lost == "fail":
             raise DataError(
                 f"{len(lost)} samples have none of {list(self.anchors.widths)} to be routed by, for example {lost[0]!r}; "
                 "remove them, or let the frozen model answer them with model.anchors.lost=base"
             )
-        return tuple(slot or BASE for slot in chosen)
+        return Routes(tuple(slot or BASE for slot in chosen), self.anchors.known, {"all": scores, **compared})
 
     def pooled(self, batch: Batch) -> Pooled:
         """Return what samples are like: means over the valid tokens of what frozen towers make of them ``[b, D]``."""
@@ -239,7 +253,9 @@ class AnchorExperts(Model):
         language = self.language
         answers = batch.targets["language"]
         prompts = [language.dialogue.prompt(text) for text in self._texts(batch)]
-        ids = [[*prompt, *answer[answer != IGNORED].tolist()[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
+        ids = [
+            [*prompt, *answer[answer != IGNORED].tolist()[:-1]] for prompt, answer in zip(prompts, answers, strict=True)
+        ]
         rows, valid = language.splice(padded(ids, self._device()), self.media(batch), "right")
         return Features({"language": self._walked(ctx, rows, valid, None)[:, None]}, {}, {"valid": valid})
 
@@ -256,8 +272,6 @@ class AnchorExperts(Model):
 
     def answer(self, batch: Batch, ctx: Ctx) -> Outputs:
         """Return generated answers, the most likely word at each step, as ``text`` (:func:`avcl_core.texts.texts_array`)."""
-        if ctx.trace is not None and ctx.slots is not None and batch.experience is None:
-            ctx.trace.tell_route(ctx.slots, (*self.slots, BASE) if BASE in ctx.slots else self.slots, self._device())
         walk = partial(self._walked, ctx)
         said = generate(self.language, self._texts(batch), self.media(batch), self.options.longest, walk)
         return {"text": texts_array(said)}

@@ -135,8 +135,8 @@ class Anchors(nn.Module):
         """The slots whose anchors are computed, in the order of experiences."""
         return tuple(slot for slot in self.slots if any(int(self._of(slot, name).count) for name in self.widths))
 
-    def scores(self, pooled: Pooled, modalities: Sequence[str] = ()) -> Tensor:
-        """Return how like the known experiences samples are, ``[b, K]``; NaN where a sample has none of the modalities.
+    def compare(self, pooled: Pooled, modalities: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Return modality → how like the known experiences samples are ``[b, K]``, NaN for samples without it.
 
         Args:
             modalities: those that are compared; by default all.
@@ -147,8 +147,7 @@ class Anchors(nn.Module):
         slots = self.known
         if not slots:
             raise RunError("no anchors are known yet: hidden samples can be routed after the first experience")
-        total = torch.zeros(len(pooled), len(slots))
-        weight = torch.zeros(len(pooled), 1)
+        found = {}
         for name in modalities or tuple(self.widths):
             having = pooled.having(name).cpu()
             if name not in pooled.vectors or not bool(having.any()):
@@ -160,11 +159,21 @@ class Anchors(nn.Module):
                 raise RunError(f"samples have {name}, of which the anchors of {lacking} know nothing")
             if vectors.shape[1] != self.widths[name]:
                 raise RunError(f"features of {name} have {vectors.shape[1]} channels, the anchors {self.widths[name]}")
-            found = self.score(vectors, [anchor.statistics() for anchor in anchors]).float().cpu()
-            share = self.weights.get(name, 1.0) * having.float().unsqueeze(1)
+            scores = self.score(vectors, [anchor.statistics() for anchor in anchors]).float().cpu()
             # A sample's features of a modality that it does not have may be anything, NaN too.
-            total = total + share * torch.where(having.unsqueeze(1), found, torch.zeros_like(found))
-            weight = weight + share
+            found[name] = scores.masked_fill(~having.unsqueeze(1), torch.nan)
+        return found
+
+    def scores(self, pooled: Pooled, modalities: Sequence[str] = ()) -> Tensor:
+        """Return the weighted mean of :meth:`compare` over the modalities that a sample has ``[b, K]``; NaN where it has none."""
+        return self.together(self.compare(pooled, modalities), len(pooled))
+
+    def together(self, compared: Mapping[str, Tensor], samples: int) -> Tensor:
+        """Return the weighted mean ``[b, K]`` of what :meth:`compare` found of ``samples`` samples."""
+        total, weight = torch.zeros(samples, len(self.known)), torch.zeros(samples, 1)
+        for name, scores in compared.items():
+            share = self.weights.get(name, 1.0) * (~scores.isnan().all(1, keepdim=True)).float()
+            total, weight = total + share * scores.nan_to_num(), weight + share
         return total / weight
 
     def choose(self, scores: Tensor) -> tuple[str | None, ...]:

@@ -12,15 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avcl_core.errors import ConfigError
+from avcl_core.routing import BASE
 from avcl_core.sites import Bank
 from avcl_core.walk import Ctx
 
-BASE = "base"
-"""Slot of the tower's own MLP: what no expert answers."""
-
 
 class Experts(Bank):
-    """Experts in the place of one MLP, ``ctx.slots`` choosing for each row; rows of :data:`BASE` go through the tower's own.
+    """Experts in the place of one MLP, ``ctx.slots`` choosing for each row; rows of :data:`avcl_core.routing.BASE` go through the tower's own.
 
     Args:
         base: the MLP, which stays the tower's: no parameter of it is registered here.
@@ -29,9 +27,7 @@ class Experts(Bank):
     """
 
     def __init__(self, base: nn.Module, rank: int | None = None, scale: float = 1.0) -> None:
-        make: Callable[[], nn.Module] = (
-            (lambda: Whole(base)) if rank is None else (lambda: LowRank(base, rank, scale))
-        )
+        make: Callable[[], nn.Module] = (lambda: Whole(base)) if rank is None else (lambda: LowRank(base, rank, scale))
         super().__init__(make, "expert")
         self._base = (base,)
 

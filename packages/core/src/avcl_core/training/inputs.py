@@ -146,7 +146,9 @@ class WholeAudioInput:
         """
         fitting = [n for n in range(1, seconds + 1) if seconds % n == 0 and seconds // n <= self.longest]
         if not fitting:
-            raise ConfigError(f"towers.audio: clips of {seconds} s; {self.tower.info.name} takes {self.longest} s at most")
+            raise ConfigError(
+                f"towers.audio: clips of {seconds} s; {self.tower.info.name} takes {self.longest} s at most"
+            )
         return fitting[0]
 
     def digest(self, seconds: int) -> str:
