@@ -65,7 +65,16 @@ ground_plugin = replace(
 
 
 class OpenOptions(Options):
-    """Options of open-ended question answering; there are none yet."""
+    """Options of open-ended question answering.
+
+    Attributes:
+        stream: an experience for each type of question (``types``, 4 or 5 of them), or the benchmark's ``increments``: for each type
+            and group of labels, 24 or 55 by the partition file beside the questions.
+        types: which types of questions, and in which order; by default all, in the benchmark's.
+    """
+
+    stream: Literal["types", "increments"] = "types"
+    types: tuple[str, ...] = ()
 
 
 class OpenSourceOptions(Options):
@@ -89,4 +98,8 @@ open_plugin = TaskPackage(
     compose=late("avcl_avqa.open_world:compose"),
     world_size=WorldSize(train=240, val=48, test=80),
     source=OpenSourceOptions,
+    exports={
+        "answers": late("avcl_avqa.open_outputs:export_results"),
+        "stages": late("avcl_avqa.open_outputs:export_stages"),
+    },
 )

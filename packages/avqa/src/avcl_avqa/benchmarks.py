@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avcl_avqa.annotations import SPLITS
@@ -26,6 +26,10 @@ class Benchmark:
     types: tuple[str, ...]
     steps: int
     labels: int
+
+    def shaped(self, steps: int, labels: int) -> Benchmark:
+        """Return the benchmark with another number of groups and of labels in each."""
+        return replace(self, steps=steps, labels=labels)
 
     @property
     def increments(self) -> int:

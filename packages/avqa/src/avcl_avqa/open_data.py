@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from avcl_avqa.annotations import SPLITS
+from avcl_avqa.increments import by_increment
 from avcl_avqa.open_files import LAYOUT, benchmark_of, read_questions
 from avcl_avqa.open_records import OpenQuestion, shared_keys
+from avcl_avqa.partition import Partition, load_partition, named_shape
 from avcl_core.data.prepared import Prepared
 from avcl_core.data.problems import broken
 from avcl_core.data.records import refuse_errors
+from avcl_core.errors import DataError
 from avcl_core.texts import text_array
 
 MEDIA = "<video>\n<audio>\n"
@@ -38,6 +41,7 @@ class OpenData:
         problems = [problem for file in found for problem in file.problems]
         refuse_errors([*problems, *shared_keys(questions, str(prepared.folder))])
         self.benchmark = benchmark_of({question.type for question in questions})
+        self.partition = self._partition()
         present = {question.type for question in questions if question.split == "train"}
         self.types = tuple(name for name in self.benchmark.types if name in present)
         self._questions = {question.key: question for question in questions}
@@ -49,6 +53,39 @@ class OpenData:
         self.note = f"{self.benchmark.name}, {kept} questions, {len(self.types)} of {len(self.benchmark.types)} types"
         if absent:
             self.note += f"; {len(absent)} of them without media"
+
+    def _partition(self) -> Partition | None:
+        """The groups of labels, where their file is beside the questions."""
+        files = [
+            self.prepared.annotation(name) for name in self.prepared.annotations if name.startswith("task_partition")
+        ]
+        if not files:
+            return None
+        if len(files) > 1:
+            found = ", ".join(file.name for file in files)
+            raise broken(
+                self.prepared.folder, "partition", found, "one file", "leave the partition of your stream there"
+            )
+        return load_partition(files[0], self.benchmark.shaped(*named_shape(files[0])))
+
+    def increments(self, split: str) -> dict[str, tuple[str, ...]]:
+        """Return increment → keys of its questions in a split, increments in stream order.
+
+        Raises:
+            DataError: there is no partition file, or a question has a label that it does not have.
+        """
+        if self.partition is None:
+            expected = "task_partition_<steps>_<labels>.json beside the questions"
+            raise broken(self.prepared.folder, "partition", "none", expected, "add it and prepare the data again")
+        questions = [question for question in self._questions.values() if question.split == split]
+        try:
+            return {name: tuple(keys) for name, keys in by_increment(self.partition, questions).items()}
+        except ValueError as error:
+            raise DataError(f"{self.prepared.folder}: {error}") from error
+
+    def record(self, key: str) -> OpenQuestion:
+        """Return a question in its normal form."""
+        return self._questions[key]
 
     def keys(self, split: str, type: str) -> tuple[str, ...]:
         """Return the keys of a split and type in file order."""

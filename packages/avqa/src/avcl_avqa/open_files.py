@@ -110,13 +110,19 @@ def layout(root: Path, media_root: Path | None = None, path_rewrite: Sequence[tu
         found, missing = find_clips(root, named, MEDIA, "evenly", seconds)
         clips += [replace(clip, shots=FRAMES) for clip in found]
         problems += missing
-    return Layout(LAYOUT, tuple(clips), paths, tuple(problems))
+    partitions = _partition_files(next(iter(paths.values())).parent) or _partition_files(root)
+    return Layout(LAYOUT, tuple(clips), {**paths, **partitions}, tuple(problems))
 
 
 def _question_files(folder: Path) -> dict[str, Path]:
     """Name without suffix → path of the question files in a folder."""
     found = sorted(path for split in SPLITS for path in folder.glob(f"{split}_*.json"))
     return {path.stem: path for path in found}
+
+
+def _partition_files(folder: Path) -> dict[str, Path]:
+    """Name without suffix → path of the partition files in a folder."""
+    return {path.stem: path for path in sorted(folder.glob("task_partition_*.json"))}
 
 
 def _told(question: OpenQuestion, seconds: int) -> ClipSource:

@@ -15,7 +15,8 @@ from avcl_avqa.answers import SCORERS
 from avcl_avqa.open_data import OpenData, OpenSamples
 from avcl_core.batch import Outputs
 from avcl_core.data.prepared import Prepared
-from avcl_core.errors import ConfigError
+from avcl_core.data.problems import broken
+from avcl_core.errors import ConfigError, nearest
 from avcl_core.evaluation.examples import Answer
 from avcl_core.features import FeatureSpec
 from avcl_core.stream import Experience
@@ -38,16 +39,40 @@ class OpenAnswering(Task):
     fields: Mapping[str, Kind] = {"answer": "tokens"}
     needs = ("question",)
 
-    def __init__(self, data: OpenData) -> None:
-        self.data = data
+    def __init__(self, data: OpenData, options: OpenOptions | None = None) -> None:
+        self.data, self.options = data, options or OpenOptions()
+        self.types = self.options.types or data.types
+        odd = [name for name in self.types if name not in data.types]
+        if odd or len(set(self.types)) != len(self.types):
+            raise ConfigError(
+                f"tasks.{self.name}.types: {list(self.types)}; expected different ones of {', '.join(data.types)}"
+                + (nearest(odd[0], list(data.types)) if odd else "")
+            )
         self.splits_note = data.note
 
     def experiences(self) -> tuple[Experience, ...]:
-        """Return one experience for each question type, in the benchmark's order."""
+        """Return one experience for each type of question, or for each of its increments, in the order asked for.
+
+        Raises:
+            DataError: an increment has no training or no test questions.
+        """
+        parts = {split: self._parts(split) for split in ("train", "val", "test")}
+        for name in parts["train"]:
+            empty = [split for split in ("train", "test") if not parts[split][name]]
+            if empty:
+                expected = "questions in train and test"
+                raise broken(self.data.prepared.folder, name, f"none in {empty[0]}", expected, "leave out this type")
         return tuple(
-            Experience(index, name, self.name, *(self.data.keys(split, name) for split in ("train", "val", "test")))
-            for index, name in enumerate(self.data.types)
+            Experience(index, name, self.name, *(parts[split][name] for split in ("train", "val", "test")))
+            for index, name in enumerate(parts["train"])
         )
+
+    def _parts(self, split: str) -> dict[str, tuple[str, ...]]:
+        """Experience → keys of a split."""
+        if self.options.stream == "types":
+            return {name: self.data.keys(split, name) for name in self.types}
+        found = self.data.increments(split)
+        return {name: keys for kind in self.types for name, keys in found.items() if name.rpartition("_")[0] == kind}
 
     def dataset(self, split: str) -> OpenSamples:
         """Return the questions of ``split``."""
@@ -153,4 +178,4 @@ def build(options: OpenOptions, prepared: Prepared, protocol: str) -> OpenAnswer
             f"stream.protocol=paper: the published accuracy of {OpenAnswering.name} is judged by a language model outside; run with "
             "protocol clean and judge the predictions afterwards"
         )
-    return OpenAnswering(OpenData(prepared))
+    return OpenAnswering(OpenData(prepared), options)

@@ -27,6 +27,8 @@ WORDINGS: Mapping[str, tuple[str, ...]] = {
     "Which": ("Which one is on the {side} in this video?", "What is seen on the {side} side?"),
 }
 """Question type → ways to ask it. The real benchmark's types, too, are nearly told by their wording alone (avqacl_moe.md 7.3)."""
+GROUP = 2
+"""Labels of an increment."""
 NEITHER = "not in the picture"
 Asked = tuple[dict[str, str], str]
 """Values of the wording, and the answer."""
@@ -85,7 +87,9 @@ def annotation_files(scenes: Mapping[str, Sequence[Scene]], classes: Sequence[st
             )
             number += 1
         texts |= {f"{split}_{kind}.json": json.dumps(found, indent=1) + "\n" for kind, found in rows.items()}
-    return texts
+    # Labels are what a scene's first source is; the files of the real benchmark group 120 of them by 20.
+    steps = [list(classes[at : at + GROUP]) for at in range(0, len(classes), GROUP)]
+    return texts | {f"task_partition_{len(steps)}_{GROUP}.json": json.dumps(steps, indent=1) + "\n"}
 
 
 def _balanced(split: str, scenes: Sequence[Scene], names: Mapping[str, str]) -> Iterator[tuple[Scene, str, str, str]]:

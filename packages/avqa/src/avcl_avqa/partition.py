@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from avcl_avqa.benchmarks import Benchmark
 from avcl_avqa.json_records import Entry, kind, read_json, shown
 from avcl_avqa.open_records import listed
 from avcl_core.data.atomic import digest_of, sha256_of
+from avcl_core.data.problems import broken
 from avcl_core.data.records import AnnotationFile, refuse_errors
 from avcl_core.errors import ConfigError, nearest
 from avcl_core.seeding import ordered
@@ -72,6 +74,21 @@ def load_partition(path: str | Path, benchmark: Benchmark, dictionary: str | Pat
     refuse_errors(problems)
     assert partition is not None  # a partition that is none has left an error
     return partition
+
+
+def named_shape(path: Path) -> tuple[int, int]:
+    """Return steps and labels per step as the name of a partition file says them: ``task_partition_<steps>_<labels>.json``.
+
+    Raises:
+        DataError: the name has another form.
+    """
+    found = re.fullmatch(r"task_partition_(\d+)_(\d+)\.json", path.name)
+    if found is None:
+        expected = "task_partition_<steps>_<labels>.json"
+        raise broken(
+            path, "file name", path.name, expected, "rename it: its name says how many groups of labels it has"
+        )
+    return int(found[1]), int(found[2])
 
 
 def read_partition(file: AnnotationFile, benchmark: Benchmark) -> Partition | None:

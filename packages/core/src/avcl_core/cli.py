@@ -35,19 +35,7 @@ def task_app(task: str, extend: Callable[[typer.Typer], None] = lambda app: None
     )
     training_command(app, "train", task, "embedded", "Train on this task")
 
-    @app.command()
-    def test(arguments: TestArguments = None) -> None:
-        """Evaluate a run, by default the newest finished one.
-
-        RUN (or run=RUN) is a run folder, checkpoint=RUN/checkpoints/TAG one of its commits; runs=FOLDER is where to look.
-        split=val judges another split, modalities=visual|audio hides the other input, corruptions=standard or
-        corruptions=[missing:audio,audio_noise:10] writes a table of missing and corrupted modalities. features=true also
-        writes mean features, which the report maps. Where the experience is hidden, to=given tells it, to=EXPERIENCE sends every
-        sample to that one's expert, to=base to none, and reads=text,audio lets the router compare nothing else. An option of the task
-        (setting=…) asks for the newest run with it. A package may add further keys.
-        """
-        _test(task, arguments or [])
-
+    test_command(app, "test", task, "Evaluate a run, by default the newest finished one")
     extend(app)
 
     def main() -> None:
@@ -56,13 +44,38 @@ def task_app(task: str, extend: Callable[[typer.Typer], None] = lambda app: None
     return main
 
 
+def test_command(app: typer.Typer, name: str, task: str, summary: str) -> None:
+    """Add a command that evaluates runs of ``task``."""
+
+    def test(arguments: TestArguments = None) -> None:
+        _test(task, arguments or [])
+
+    test.__doc__ = f"""{summary}.
+
+        RUN (or run=RUN) is a run folder, checkpoint=RUN/checkpoints/TAG one of its commits; runs=FOLDER is where to look.
+        split=val judges another split, modalities=visual|audio hides the other input, corruptions=standard or
+        corruptions=[missing:audio,audio_noise:10] writes a table of missing and corrupted modalities. features=true also
+        writes mean features, which the report maps. Where the experience is hidden, to=given tells it, to=EXPERIENCE sends every
+        sample to that one's expert, to=base to none, and reads=text,audio lets the router compare nothing else. An option of the task
+        (setting=…) asks for the newest run with it. A package may add further keys.
+        """
+    app.command(name=name)(test)
+
+
 def training_command(
-    app: typer.Typer, name: str, package: str, config: str, summary: str, task: str | None = None
+    app: typer.Typer,
+    name: str,
+    package: str,
+    config: str,
+    summary: str,
+    task: str | None = None,
+    then: Callable[[Path], None] = lambda run: None,
 ) -> None:
     """Add a command that trains a task of the package ``avcl_<package>``, with its ``config`` as default configuration.
 
     Args:
         task: which of the package's tasks; by default the one named as the package.
+        then: what is done with the run folder after training.
     """
     taught = task or package
 
@@ -77,6 +90,7 @@ def training_command(
             run = start(read(path, _full_keys(taught, overrides)), command_line(), shown)
         if run is not None:
             print((run / "results" / "table.md").read_text(encoding="utf-8"))
+            then(run)
 
     text = (
         f"{summary}; CONFIG is a file or a shipped name (default: {config}). Writes a run folder. "

@@ -193,6 +193,19 @@ class AnchorExperts(Model):
             )
         return Routes(tuple(slot or BASE for slot in chosen), self.anchors.known, {"all": scores, **compared})
 
+    def expert(self, slot: str) -> dict[str, Tensor]:
+        """Return the tensors of an expert under the names that the language model's checkpoint gives them (avqacl_moe.md 4.4).
+
+        Low-rank experts have ``….lora_A.weight`` ``[r, inputs]`` and ``….lora_B.weight`` ``[outputs, r]`` instead.
+        """
+        found: dict[str, Tensor] = {}
+        for (_, step, _), (bank,) in self.sites.items():
+            assert isinstance(bank, Experts)
+            block = step.partition(".")[0]
+            named = bank.tensors(slot)
+            found |= {f"model.layers.{block}.mlp.{name}.weight": value for name, value in named.items()}
+        return found
+
     def pooled(self, batch: Batch) -> Pooled:
         """Return what samples are like: means over the valid tokens of what frozen towers make of them ``[b, D]``."""
         found, present = {}, {}

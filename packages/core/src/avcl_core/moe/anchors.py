@@ -135,6 +135,10 @@ class Anchors(nn.Module):
         """The slots whose anchors are computed, in the order of experiences."""
         return tuple(slot for slot in self.slots if any(int(self._of(slot, name).count) for name in self.widths))
 
+    def tensors(self, slot: str) -> dict[str, Tensor]:
+        """Return what is known of a slot: ``<modality>.mean`` and so on."""
+        return dict(self.slots[slot].named_buffers())
+
     def compare(self, pooled: Pooled, modalities: Sequence[str] = ()) -> dict[str, Tensor]:
         """Return modality → how like the known experiences samples are ``[b, K]``, NaN for samples without it.
 

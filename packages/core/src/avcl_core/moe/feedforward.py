@@ -31,6 +31,17 @@ class Experts(Bank):
         super().__init__(make, "expert")
         self._base = (base,)
 
+    def tensors(self, slot: str) -> dict[str, Tensor]:
+        """Return the tensors of an expert by the linear map that they belong to: ``<map>``, or ``<map>.lora_A`` and ``.lora_B``."""
+        found = self.slots[slot]
+        if isinstance(found, LowRank):
+            return {
+                f"{name}.{kind}": value
+                for name, part in found.maps.items()
+                for kind, value in (("lora_A", part.get_parameter("down")), ("lora_B", part.get_parameter("up")))
+            }
+        return {name.removeprefix("mlp.").removesuffix(".weight"): value for name, value in found.named_parameters()}
+
     def forward(self, own: Tensor, other: Tensor | None, ctx: Ctx) -> Tensor:
         """Return the experts' outputs ``[B, N, C]`` for hidden tokens."""
         if ctx.slots is None or BASE not in ctx.slots:
