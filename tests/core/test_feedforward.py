@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from avcl_core.errors import ConfigError
-from avcl_core.moe.feedforward import BASE, Experts, blocks_of
+from avcl_core.moe.feedforward import Experts, blocks_of
 from avcl_core.ownership import Owners
+from avcl_core.routing import BASE
 from avcl_core.walk import Ctx
 
 

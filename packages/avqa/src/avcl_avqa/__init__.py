@@ -68,12 +68,12 @@ class OpenOptions(Options):
     """Options of open-ended question answering.
 
     Attributes:
-        stream: an experience for each type of question (``types``, 4 or 5 of them), or the benchmark's ``increments``: for each type
+        experiences: one for each type of question (``types``, 4 or 5 of them), or the benchmark's ``increments``: for each type
             and group of labels, 24 or 55 by the partition file beside the questions.
         types: which types of questions, and in which order; by default all, in the benchmark's.
     """
 
-    stream: Literal["types", "increments"] = "types"
+    experiences: Literal["types", "increments"] = "types"
     types: tuple[str, ...] = ()
 
 

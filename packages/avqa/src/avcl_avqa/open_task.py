@@ -69,7 +69,7 @@ class OpenAnswering(Task):
 
     def _parts(self, split: str) -> dict[str, tuple[str, ...]]:
         """Experience → keys of a split."""
-        if self.options.stream == "types":
+        if self.options.experiences == "types":
             return {name: self.data.keys(split, name) for name in self.types}
         found = self.data.increments(split)
         return {name: keys for kind in self.types for name, keys in found.items() if name.rpartition("_")[0] == kind}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
@@ -54,12 +55,15 @@ class ExpertOptions(Options):
         rank: of low-rank differences to the frozen MLP; ``null``: a whole copy, as published.
         scale: factor on low-rank differences.
         per: one for each ``experience``, or one for ``all``: sequential fine-tuning, and joint training.
+        disk: folder in which experts rest that neither learn nor answer; ``null``: all stay on the device. Predictions ask one
+            expert after another, so each is read once for a test set.
     """
 
     layers: Layers = "even"
     rank: PositiveInt | None = None
     scale: PositiveFloat = 1.0
     per: Literal["experience", "all"] = "experience"
+    disk: Path | None = None
 
 
 class AnchorOptions(Options):
@@ -128,7 +132,7 @@ class AnchorExperts(Model):
         for block in blocks_of(expert.layers, language.info.depths[0]):
             sub = next(sub for sub in language.subs if (sub.block, sub.kind) == (block, "mlp"))
             base = cast(torch.nn.Module, language.mlp(sub))
-            self.place("language", f"{block}.mlp", "swap", Experts(base, expert.rank, expert.scale))
+            self.place("language", f"{block}.mlp", "swap", Experts(base, expert.rank, expert.scale, expert.disk))
         o = options.anchors
         widths = {"visual": self._width("visual"), "audio": self._width("audio"), "text": language.info.width}
         self.anchors = Anchors(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avcl_core.errors import ConfigError
+from avcl_core.moe.stowed import Stowed
 from avcl_core.routing import BASE
 from avcl_core.sites import Bank
 from avcl_core.walk import Ctx
@@ -24,12 +26,31 @@ class Experts(Bank):
         base: the MLP, which stays the tower's: no parameter of it is registered here.
         rank: of the low-rank experts; ``None``: whole copies.
         scale: factor on what low-rank experts add.
+        disk: folder in which experts rest that neither learn nor are asked; ``None``: all stay on the device.
     """
 
-    def __init__(self, base: nn.Module, rank: int | None = None, scale: float = 1.0) -> None:
+    def __init__(
+        self, base: nn.Module, rank: int | None = None, scale: float = 1.0, disk: Path | None = None
+    ) -> None:
         make: Callable[[], nn.Module] = (lambda: Whole(base)) if rank is None else (lambda: LowRank(base, rank, scale))
         super().__init__(make, "expert")
         self._base = (base,)
+        self.stowed = None if disk is None else Stowed(disk)
+
+    def grow(self, slot: str, like: str | None = None) -> None:
+        """Add an expert; with a folder on disk, all others rest there from now on."""
+        super().grow(slot, like)
+        if self.stowed is not None:
+            for name, module in self.slots.items():
+                if name != slot:
+                    self.stowed.put(module)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Experts:
+        """As of every module, but what rests on disk does not follow to another device."""
+        stowed = self.stowed
+        if stowed is None:
+            return super()._apply(fn, recurse)
+        return super()._apply(lambda tensor: tensor if stowed.rests(tensor) else fn(tensor), recurse)
 
     def tensors(self, slot: str) -> dict[str, Tensor]:
         """Return the tensors of an expert by the linear map that they belong to: ``<map>``, or ``<map>.lora_A`` and ``.lora_B``."""
@@ -44,6 +65,9 @@ class Experts(Bank):
 
     def forward(self, own: Tensor, other: Tensor | None, ctx: Ctx) -> Tensor:
         """Return the experts' outputs ``[B, N, C]`` for hidden tokens."""
+        if self.stowed is not None and ctx.slots is not None:
+            asked = [self.slots[name] for name in dict.fromkeys(ctx.slots) if name in self.slots]
+            self.stowed.use(asked, own.device)
         if ctx.slots is None or BASE not in ctx.slots:
             return _tensor(super().forward(own, other, ctx))
         plain = torch.tensor([slot == BASE for slot in ctx.slots], device=own.device)
