@@ -12,7 +12,7 @@ from avcl_core.errors import ConfigError
 from avcl_core.evaluation.saved_features import FeatureMeans
 from avcl_core.evaluation.usage import UsageCounter
 from avcl_core.methods.base import Method
-from avcl_core.ownership import Owners
+from avcl_core.ownership import Owners, digest_tensors
 from avcl_core.routing import BASE, CHOSEN, GIVEN, Routing
 from avcl_core.stream import Experience
 from avcl_core.task import Prediction
@@ -140,6 +140,7 @@ class SlotBySlot:
     ) -> None:
         self.batches, self.hidden, self.collective, self.check, self.given = batches, hidden, collective, check, given
         self._known: dict[tuple[Any, ...], tuple[Any, Prediction]] = {}
+        self._digests: dict[str, tuple[Any, str]] = {}
 
     def predict(
         self, method: Method, experience: Experience, split: str, routing: Routing, listeners: Listeners
@@ -176,7 +177,7 @@ class SlotBySlot:
 
     def of_slots(self, method: Method, experience: Experience, split: str, slots: Mapping[str, str]) -> Found:
         """Return what the slots ``slots`` (key → slot) predict, each pair of sample and slot computed once."""
-        versions = {slot: _version(method, slot) for slot in dict.fromkeys(slots.values())}
+        versions = {slot: self._version(method, slot) for slot in dict.fromkeys(slots.values())}
         place = (experience.name, split, self.given())
         mine = _mine(experience, split, self.collective)
         new: dict[tuple[Any, ...], tuple[Any, Prediction]] = {}
@@ -194,6 +195,14 @@ class SlotBySlot:
         return _joined(
             {key: self._known[(*place, key, slots[key])][1] for key in mine}, experience, split, self.collective
         )
+
+    def _version(self, method: Method, slot: str) -> str:
+        """The digest of what a slot owns, computed anew where one of its tensors was written to."""
+        owned = {n: row.tensor for n, row in Owners(method.model).rows.items() if row.owner.partition(":")[2] == slot}
+        written = (id(method.model), *((id(tensor), tensor._version) for tensor in owned.values()))
+        if slot not in self._digests or self._digests[slot][0] != written:
+            self._digests[slot] = (written, digest_tensors(owned))
+        return self._digests[slot][1]
 
     def ablations(
         self, method: Method, experience: Experience, split: str, routing: Routing, last: bool
@@ -252,9 +261,3 @@ def _slot(method: Method, slot: str | None) -> str:
         raise ConfigError(f"to={slot}: unknown; expected {GIVEN} or one of {', '.join(known)}")
     assert slot is not None
     return slot
-
-
-def _version(method: Method, slot: str) -> tuple[Any, ...]:
-    """What changes when a slot learns: its tensors, and how often each was written to."""
-    owned = (row.tensor for row in Owners(method.model).rows.values() if row.owner.partition(":")[2] == slot)
-    return (id(method.model), *((id(tensor), tensor._version) for tensor in owned))

@@ -168,17 +168,18 @@ class AnchorExperts(Model):
 
     def route(self, batch: Batch) -> tuple[str, ...]:
         """Return the expert of every sample: its experience's where that is given, else the most similar one."""
-        return self.routes(batch).slots
+        found = self.routes(batch)
+        return ("all",) * len(batch) if found is None else found.slots
 
-    def routes(self, batch: Batch, reads: Sequence[str] = ()) -> Routes:
-        """Return the expert of every sample and its scores: means over, and in, what anchors compare.
+    def routes(self, batch: Batch, reads: Sequence[str] = ()) -> Routes | None:
+        """Return the expert of every sample and its scores: means over, and in, what anchors compare; nothing with one expert for all.
 
         Raises:
             DataError: samples have nothing that is compared, and ``anchors.lost`` says ``fail``.
             ConfigError: the anchors know nothing of ``reads``.
         """
         if self.options.expert.per == "all":
-            return Routes(("all",) * len(batch), ("all",))
+            return None
         if batch.experience is not None:
             return Routes((batch.experience,) * len(batch), tuple(self.slots))
         unknown = [name for name in reads if name not in self.anchors.widths]

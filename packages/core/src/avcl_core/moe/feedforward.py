@@ -29,9 +29,7 @@ class Experts(Bank):
         disk: folder in which experts rest that neither learn nor are asked; ``None``: all stay on the device.
     """
 
-    def __init__(
-        self, base: nn.Module, rank: int | None = None, scale: float = 1.0, disk: Path | None = None
-    ) -> None:
+    def __init__(self, base: nn.Module, rank: int | None = None, scale: float = 1.0, disk: Path | None = None) -> None:
         make: Callable[[], nn.Module] = (lambda: Whole(base)) if rank is None else (lambda: LowRank(base, rank, scale))
         super().__init__(make, "expert")
         self._base = (base,)
