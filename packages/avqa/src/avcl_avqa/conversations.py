@@ -13,6 +13,7 @@ from avcl_avqa.json_records import Entry, kind, read_entries, shown
 from avcl_avqa.media_paths import MediaPaths, resolve
 from avcl_avqa.open_records import Media, OpenQuestion
 from avcl_core.data.records import AnnotationFile, refuse_errors
+from avcl_core.errors import nearest
 
 FRAMES = 8
 """Images that stand for a video."""
@@ -119,7 +120,13 @@ def _media(entry: Entry) -> Media | None:
 
 
 def _check_markers(entry: Entry, turns: tuple[str, str]) -> None:
-    """Record markers without their field, fields without their marker, markers that repeat or stand in the answer."""
+    """Record unknown markers, markers without their field, fields without their marker, markers that repeat or stand in the answer."""
+    for unknown in sorted(set(re.findall(r"<[a-z_]+>", turns[0])) - set(MARKERS)):
+        entry.wrong(
+            "conversations[0].value",
+            unknown,
+            f"no other marker than {', '.join(MARKERS)}{nearest(unknown, list(MARKERS))}",
+        )
     count = Counter(marker for marker in re.findall("|".join(MARKERS), turns[0]))
     for marker, field in MARKERS.items():
         there = field in entry.value
