@@ -55,7 +55,7 @@ def asked(names: Sequence[str], seen: np.ndarray, heard: np.ndarray) -> tuple[As
     """
     found: list[Asked] = []
     shown = [k for k in range(len(names)) if (seen[k] > SHARE).any()]
-    sounding = np.flatnonzero(heard)
+    sounding = [int(k) for k in np.flatnonzero(heard)]
     found.append(("how many things sound?", COUNTS[len(sounding)]))
     found.append(("how many things are seen?", COUNTS[len(shown)]))
     if len(sounding) == 1:
@@ -82,7 +82,7 @@ def watch(corpus: Corpus, classes: Sequence[str]) -> Watched:
     """Return a corpus as the embedded tiny CLIP and BEATs see and hear it."""
     visual, audio = (shared_backbones.create(name, size="tiny") for name in ("clip_vit", "beats"))
     seen = corpus.seen.reshape(-1, SECONDS, *corpus.seen.shape[1:]).max(1)
-    heard = corpus.heard.reshape(-1, SECONDS, corpus.heard.shape[1]).any(1)
+    heard = cast(np.ndarray, corpus.heard.reshape(-1, SECONDS, corpus.heard.shape[1]).any(1))
     questions = tuple(asked(classes, s, h) for s, h in zip(seen, heard, strict=True))
     return Watched(_plain(visual, corpus, False), _plain(audio, corpus, True), questions)
 

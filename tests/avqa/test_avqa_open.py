@@ -62,7 +62,7 @@ def test_an_experience_for_each_type_in_the_order_asked_for(prepared):
     assert [(e.index, e.name) for e in task.experiences()] == [(0, "Which"), (1, "Come_From")]
     assert all(task.data.type_of(key) == "Which" for key in task.experiences()[0].train)
     for wrong in (("Wich",), ("Which", "Which")):
-        with pytest.raises(ConfigError, match="types.*expected different ones of Come_From, Happening, Where, Which"):
+        with pytest.raises(ConfigError, match=r"types.*expected different ones of Come_From, Happening, Where, Which"):
             built(prepared, types=wrong)
 
 

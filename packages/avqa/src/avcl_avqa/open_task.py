@@ -63,8 +63,8 @@ class OpenAnswering(Task):
                 expected = "questions in train and test"
                 raise broken(self.data.prepared.folder, name, f"none in {empty[0]}", expected, "leave out this type")
         return tuple(
-            Experience(index, name, self.name, *(parts[split][name] for split in ("train", "val", "test")))
-            for index, name in enumerate(parts["train"])
+            Experience(index, name, self.name, keys, parts["val"][name], parts["test"][name])
+            for index, (name, keys) in enumerate(parts["train"].items())
         )
 
     def _parts(self, split: str) -> dict[str, tuple[str, ...]]:
