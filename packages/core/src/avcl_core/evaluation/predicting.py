@@ -12,7 +12,7 @@ from avcl_core.errors import ConfigError
 from avcl_core.evaluation.saved_features import FeatureMeans
 from avcl_core.evaluation.usage import UsageCounter
 from avcl_core.methods.base import Method
-from avcl_core.ownership import Owners
+from avcl_core.ownership import Owners, matches
 from avcl_core.routing import BASE, CHOSEN, GIVEN, Routing
 from avcl_core.stream import Experience
 from avcl_core.task import Prediction
@@ -176,7 +176,7 @@ class SlotBySlot:
 
     def of_slots(self, method: Method, experience: Experience, split: str, slots: Mapping[str, str]) -> Found:
         """Return what the slots ``slots`` (key → slot) predict, each pair of sample and slot computed once."""
-        versions = {slot: _version(method, slot) for slot in dict.fromkeys(slots.values())}
+        versions = {slot: _version(method, slot, experience.task) for slot in dict.fromkeys(slots.values())}
         place = (experience.name, split, self.given())
         mine = _mine(experience, split, self.collective)
         new: dict[tuple[Any, ...], tuple[Any, Prediction]] = {}
@@ -254,7 +254,8 @@ def _slot(method: Method, slot: str | None) -> str:
     return slot
 
 
-def _version(method: Method, slot: str) -> tuple[Any, ...]:
-    """What changes when a slot learns: its tensors, and how often each was written to."""
-    owned = (row.tensor for row in Owners(method.model).rows.values() if row.owner.partition(":")[2] == slot)
-    return (id(method.model), *((id(tensor), tensor._version) for tensor in owned))
+def _version(method: Method, slot: str, task: str) -> tuple[Any, ...]:
+    """What changes when what a slot predicts a task's samples with learns: its tensors, and how often each was written to."""
+    used = method.model.used(slot, task)
+    tensors = (row.tensor for row in Owners(method.model).rows.values() if matches(row.owner, used))
+    return (id(method.model), *((id(tensor), tensor._version) for tensor in tensors))
