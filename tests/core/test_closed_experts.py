@@ -212,6 +212,7 @@ def test_a_known_prediction_is_forgotten_when_the_head_learns():
 
 
 def test_what_cannot_be_is_refused_or_told():
+    assert ClosedExpertsOptions.model_validate({"anchors": {"score": "lda"}}).anchors.reads == ("visual", "audio")
     several = {"classes": toy_task("classes", 2)}
     with pytest.raises(ConfigError, match=r"model\.anchors\.reads names \['text'\]"):
         ClosedExperts(TOWERS, several, ClosedExpertsOptions.model_validate({"anchors": {"reads": ["text"]}}))

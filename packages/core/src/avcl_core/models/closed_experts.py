@@ -53,7 +53,7 @@ class ClosedExpertsOptions(AnchoredOptions):
     """
 
     expert: ClosedExpertOptions = ClosedExpertOptions()  # pyright: ignore[reportIncompatibleVariableOverride]
-    anchors: AnchorOptions = ClosedAnchorOptions()
+    anchors: ClosedAnchorOptions = ClosedAnchorOptions()  # pyright: ignore[reportIncompatibleVariableOverride]
     cache_mib: NonNegativeInt = 256
 
 
