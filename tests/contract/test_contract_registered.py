@@ -21,6 +21,7 @@ SMALL = {"avs": {"width": 32, "mask_size": 64}}
 """Options of tasks whose published heads would take long; the contract is the same."""
 NARROW = {
     "avmoe": {"reduction": 2, "latents": 4},
+    "closed_experts": {"expert": {"rank": 2}},
     "coda_prompt": {"components": 12, "blocks": (0, 1), "modalities": ("visual", "audio")},
     "cross_modal": {"adapter": {"reduction": 4, "latents": 4}},
     "dualprompt": {"general_blocks": (0,), "expert_blocks": (1, 2), "modalities": ("visual", "audio")},
@@ -91,7 +92,7 @@ def surroundings(model):
     )
 
 
-@pytest.mark.parametrize("name", ["avmoe", "coda_prompt", "dualprompt", "l2p", "php", "s_prompts"])
+@pytest.mark.parametrize("name", ["avmoe", "closed_experts", "coda_prompt", "dualprompt", "l2p", "php", "s_prompts"])
 def test_models_where_the_task_is_hidden(name):
     model = load("model", name)
     options = model.Config(**NARROW[name], **ROUTED.get(name, {}))

@@ -12,7 +12,7 @@ from avcl_core.errors import ConfigError
 from avcl_core.evaluation.saved_features import FeatureMeans
 from avcl_core.evaluation.usage import UsageCounter
 from avcl_core.methods.base import Method
-from avcl_core.ownership import Owners, digest_tensors
+from avcl_core.ownership import Owners, digest_tensors, matches
 from avcl_core.routing import BASE, CHOSEN, GIVEN, Routing
 from avcl_core.stream import Experience
 from avcl_core.task import Prediction
@@ -140,7 +140,7 @@ class SlotBySlot:
     ) -> None:
         self.batches, self.hidden, self.collective, self.check, self.given = batches, hidden, collective, check, given
         self._known: dict[tuple[Any, ...], tuple[Any, Prediction]] = {}
-        self._digests: dict[str, tuple[Any, str]] = {}
+        self._digests: dict[tuple[str, str], tuple[Any, str]] = {}
 
     def predict(
         self, method: Method, experience: Experience, split: str, routing: Routing, listeners: Listeners
@@ -177,7 +177,7 @@ class SlotBySlot:
 
     def of_slots(self, method: Method, experience: Experience, split: str, slots: Mapping[str, str]) -> Found:
         """Return what the slots ``slots`` (key → slot) predict, each pair of sample and slot computed once."""
-        versions = {slot: self._version(method, slot) for slot in dict.fromkeys(slots.values())}
+        versions = {slot: self._version(method, slot, experience.task) for slot in dict.fromkeys(slots.values())}
         place = (experience.name, split, self.given())
         mine = _mine(experience, split, self.collective)
         new: dict[tuple[Any, ...], tuple[Any, Prediction]] = {}
@@ -196,13 +196,15 @@ class SlotBySlot:
             {key: self._known[(*place, key, slots[key])][1] for key in mine}, experience, split, self.collective
         )
 
-    def _version(self, method: Method, slot: str) -> str:
-        """The digest of what a slot owns, computed anew where one of its tensors was written to."""
-        owned = {n: row.tensor for n, row in Owners(method.model).rows.items() if row.owner.partition(":")[2] == slot}
-        written = (id(method.model), *((id(tensor), tensor._version) for tensor in owned.values()))
-        if slot not in self._digests or self._digests[slot][0] != written:
-            self._digests[slot] = (written, digest_tensors(owned))
-        return self._digests[slot][1]
+    def _version(self, method: Method, slot: str, task: str) -> str:
+        """The digest of what a slot predicts a task's samples with, computed anew where one of these tensors was written to."""
+        used = method.model.used(slot, task)
+        rows = Owners(method.model).rows
+        held = {name: row.tensor for name, row in rows.items() if matches(row.owner, used)}
+        written = (id(method.model), *((id(tensor), tensor._version) for tensor in held.values()))
+        if (slot, task) not in self._digests or self._digests[slot, task][0] != written:
+            self._digests[slot, task] = (written, digest_tensors(held))
+        return self._digests[slot, task][1]
 
     def ablations(
         self, method: Method, experience: Experience, split: str, routing: Routing, last: bool

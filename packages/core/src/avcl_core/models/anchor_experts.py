@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import Literal, cast
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from avcl_core.batch import Batch, Outputs
-from avcl_core.config.options import Options
-from avcl_core.errors import ConfigError, DataError
+from avcl_core.errors import ConfigError
 from avcl_core.features import Features
-from avcl_core.models.base import Model, Requires
+from avcl_core.models.anchored import Anchored, AnchoredOptions
+from avcl_core.models.base import Requires
 from avcl_core.models.kept import Kept
-from avcl_core.moe.anchors import Anchors, Pooled
-from avcl_core.moe.feedforward import Experts, Layers, blocks_of
-from avcl_core.moe.scores import Discriminant, MeanCosine, NearestCentre, Score
+from avcl_core.moe.anchors import Pooled
+from avcl_core.moe.feedforward import Experts, blocks_of
 from avcl_core.precision import unmixed
-from avcl_core.routing import BASE, Routes
-from avcl_core.stream import Experience
 from avcl_core.task import Task
 from avcl_core.texts import IGNORED, text_of, texts_array
 from avcl_core.walk import Ctx, DualStream
 from shared_backbones.language import Cache, LanguageTower, Media, generate, padded
 from shared_backbones.tower import Tower
 
-if TYPE_CHECKING:
-    from avcl_core.methods.base import Data
-
 Sense = Literal["visual", "audio"]
-Read = Literal["visual", "audio", "text"]
-"""What a router compares: patch tokens of the frames, tokens of the sound, words of the question."""
-READS: tuple[Read, ...] = ("visual", "audio", "text")
 
 
 @dataclass(frozen=True)
@@ -47,72 +37,19 @@ class Perceived:
     mean: Tensor
 
 
-class ExpertOptions(Options):
-    """What an expert is.
-
-    Attributes:
-        layers: blocks of the language model whose MLP it replaces: ``even``, as published, ``odd``, ``all`` or their numbers.
-        rank: of low-rank differences to the frozen MLP; ``null``: a whole copy, as published.
-        scale: factor on low-rank differences.
-        per: one for each ``experience``, or one for ``all``: sequential fine-tuning, and joint training.
-        disk: folder in which experts rest that neither learn nor answer; ``null``: all stay on the device. Predictions ask one
-            expert after another, so each is read once for a test set.
-    """
-
-    layers: Layers = "even"
-    rank: PositiveInt | None = None
-    scale: PositiveFloat = 1.0
-    per: Literal["experience", "all"] = "experience"
-    disk: Path | None = None
-
-
-class AnchorOptions(Options):
-    """How a sample of a hidden experience finds its expert (avqacl_moe.md 3.5).
-
-    Attributes:
-        score: ``mean_cosine``, as published; ``centres``: the nearest of K-Means centres; ``lda``: linear discriminants.
-        reads: what is compared; a sample has a score in each of these that it has.
-        weights: of what is compared; by default 1.
-        centre: cosines after subtracting the mean of all anchors.
-        count: K-Means centres of an experience, the best of ``restarts`` runs.
-        shrinkage: of the discriminants' covariance towards its mean variance.
-        lost: what happens to samples that have nothing of what is compared: they ``fail`` the evaluation, or the frozen model
-            answers them (``base``), which the report counts.
-    """
-
-    score: Literal["mean_cosine", "centres", "lda"] = "mean_cosine"
-    reads: Annotated[tuple[Read, ...], Field(min_length=1)] = READS
-    weights: Mapping[Read, NonNegativeFloat] = {}
-    centre: bool = False
-    count: PositiveInt = 16
-    restarts: PositiveInt = 8
-    shrinkage: Annotated[float, Field(gt=0, le=1)] = 1e-4
-    lost: Literal["fail", "base"] = "fail"
-
-    def rule(self) -> Score:
-        """Return the score that is asked for."""
-        if self.score == "lda":
-            return Discriminant(self.shrinkage)
-        return NearestCentre() if self.score == "centres" else MeanCosine(self.centre)
-
-
-class AnchorExpertsOptions(Options):
+class AnchorExpertsOptions(AnchoredOptions):
     """Configuration of :class:`AnchorExperts`.
 
     Attributes:
-        expert: what an expert is.
-        anchors: how it is found.
         longest: words of a generated answer, at most.
         cache_mib: memory for what frozen towers and connectors make of media, in MiB; 0 computes it at every step.
     """
 
-    expert: ExpertOptions = ExpertOptions()
-    anchors: AnchorOptions = AnchorOptions()
     longest: PositiveInt = 512
     cache_mib: int = Field(default=1024, ge=0)
 
 
-class AnchorExperts(Model):
+class AnchorExperts(Anchored):
     """AVQACL-MoE (avqacl_moe.md 3): nothing but experts learns, each from its own experience, so order does not matter.
 
     The media towers are walked alone and their tokens enter the language model through its connectors; both are frozen, so all
@@ -121,9 +58,8 @@ class AnchorExperts(Model):
     """
 
     Config = AnchorExpertsOptions
-    options: AnchorExpertsOptions
+    options: AnchorExpertsOptions  # pyright: ignore[reportIncompatibleVariableOverride]
     requires = Requires(towers=("visual", "audio", "language"), task_id=("given", "hidden"))
-    separate = True
 
     def __init__(self, towers: Mapping[str, Tower], tasks: Mapping[str, Task], options: AnchorExpertsOptions) -> None:
         super().__init__(towers, tasks, options)
@@ -133,12 +69,8 @@ class AnchorExperts(Model):
             sub = next(sub for sub in language.subs if (sub.block, sub.kind) == (block, "mlp"))
             base = cast(torch.nn.Module, language.mlp(sub))
             self.place("language", f"{block}.mlp", "swap", Experts(base, expert.rank, expert.scale, expert.disk))
-        o = options.anchors
         widths = {"visual": self._width("visual"), "audio": self._width("audio"), "text": language.info.width}
-        self.anchors = Anchors(
-            {name: widths[name] for name in o.reads}, o.rule(), {str(n): w for n, w in o.weights.items()},
-            centres=o.count if o.score == "centres" else 0, restarts=o.restarts, scatter=o.score == "lda",
-        )  # fmt: skip
+        self.anchors = options.anchors.make(widths)
 
     @property
     def language(self) -> LanguageTower:
@@ -150,53 +82,6 @@ class AnchorExperts(Model):
 
     def _width(self, name: str) -> int:
         return dict(self._towers())[name].info.width
-
-    # ------------------------------------------------------------------ growth and routing
-    def slot(self, experience: Experience) -> str:
-        """Return the experience's own expert, or the one for all."""
-        return experience.name if self.options.expert.per == "experience" else "all"
-
-    def grow(self, experience: Experience) -> None:
-        """Make the expert of an experience, and room for its anchors."""
-        super().grow(experience)
-        self.anchors.grow(self.slot(experience))
-
-    def calibrate(self, experience: Experience, data: Data, hidden: bool) -> None:
-        """Compute the experience's anchors, where prediction will ask for them."""
-        if hidden and self.options.expert.per == "experience":
-            self.anchors.fit(self.slot(experience), (self.pooled(batch) for batch in data.batches()))
-
-    def route(self, batch: Batch) -> tuple[str, ...]:
-        """Return the expert of every sample: its experience's where that is given, else the most similar one."""
-        found = self.routes(batch)
-        return ("all",) * len(batch) if found is None else found.slots
-
-    def routes(self, batch: Batch, reads: Sequence[str] = ()) -> Routes | None:
-        """Return the expert of every sample and its scores: means over, and in, what anchors compare; nothing with one expert for all.
-
-        Raises:
-            DataError: samples have nothing that is compared, and ``anchors.lost`` says ``fail``.
-            ConfigError: the anchors know nothing of ``reads``.
-        """
-        if self.options.expert.per == "all":
-            return None
-        if batch.experience is not None:
-            return Routes((batch.experience,) * len(batch), tuple(self.slots))
-        unknown = [name for name in reads if name not in self.anchors.widths]
-        if unknown:
-            raise ConfigError(
-                f"reads={','.join(reads)}: anchors know {', '.join(self.anchors.widths)}, not {unknown[0]}"
-            )
-        compared = self.anchors.compare(self.pooled(batch), reads)
-        scores = self.anchors.together(compared, len(batch))
-        chosen = self.anchors.choose(scores)
-        lost = [key for key, slot in zip(batch.keys, chosen, strict=True) if slot is None]
-        if lost and self.options.anchors.lost == "fail":
-            raise DataError(
-                f"{len(lost)} samples have none of {list(self.anchors.widths)} to be routed by, for example {lost[0]!r}; "
-                "remove them, or let the frozen model answer them with model.anchors.lost=base"
-            )
-        return Routes(tuple(slot or BASE for slot in chosen), self.anchors.known, {"all": scores, **compared})
 
     def expert(self, slot: str) -> dict[str, Tensor]:
         """Return the tensors of an expert under the names that the language model's checkpoint gives them (avqacl_moe.md 4.4).
@@ -211,6 +96,7 @@ class AnchorExperts(Model):
             found |= {f"model.layers.{block}.mlp.{name}.weight": value for name, value in named.items()}
         return found
 
+    # ------------------------------------------------------------------ routing
     def pooled(self, batch: Batch) -> Pooled:
         """Return what samples are like: means over the valid tokens of what frozen towers make of them ``[b, D]``."""
         found, present = {}, {}

@@ -87,8 +87,8 @@ class Model(nn.Module):
     Config: ClassVar[type[Options]] = Options
     requires: ClassVar[Requires] = Requires()
     separate: ClassVar[bool] = False
-    """Whether a prediction depends on the sample and on what its slot owns alone, whatever its batch and the other slots: then none is
-    computed twice, and samples are predicted slot by slot."""
+    """Whether a prediction depends on the sample and on :meth:`used` alone, whatever its batch and the other slots: then none is computed
+    twice, and samples are predicted slot by slot."""
 
     def __init__(self, towers: Mapping[str, Tower], tasks: Mapping[str, Task], options: Options) -> None:
         super().__init__()
@@ -237,6 +237,13 @@ class Model(nn.Module):
             raise ConfigError(f"reads={','.join(reads)}: the router of this model always compares the same")
         slots = self.route(batch)
         return None if slots is None else Routes(slots, tuple(self.slots))
+
+    def used(self, slot: str, task: str) -> tuple[str, ...]:
+        """Return the owner patterns of what a slot predicts samples of a task with: its own, and the task's head.
+
+        Read where slots are :attr:`separate`: a prediction is known until one of these tensors changes.
+        """
+        return (f"task:{slot}", f"expert:{slot}", f"head:{task}")
 
     # ------------------------------------------------------------------ the forward call
     def enter(self, batch: Batch, ctx: Ctx) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]], int]:
