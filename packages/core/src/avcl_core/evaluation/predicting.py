@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from avcl_core.batch import Batch
 from avcl_core.collective import Collective
 from avcl_core.errors import ConfigError
+from avcl_core.evaluation.ablation_names import EXPERIENCE_GIVEN, WITHOUT_EXPERTS, only
 from avcl_core.evaluation.saved_features import FeatureMeans
 from avcl_core.evaluation.usage import UsageCounter
 from avcl_core.methods.base import Method
@@ -217,16 +218,7 @@ class SlotBySlot:
             for slot in method.model.slots:
                 yield only(slot), self.of_slots(method, experience, split, dict.fromkeys(keys, slot))
         if last and method.model.removable():
-            yield "without experts", self.of_slots(method, experience, split, dict.fromkeys(keys, BASE))
-
-
-EXPERIENCE_GIVEN = "experience given"
-"""What a model predicts if it need not find a sample's experience."""
-
-
-def only(slot: str) -> str:
-    """Return the name of the ablation in which a slot answers all samples."""
-    return f"{slot} for all"
+            yield WITHOUT_EXPERTS, self.of_slots(method, experience, split, dict.fromkeys(keys, BASE))
 
 
 def rows_of(decoded: Mapping[str, Any], keys: Sequence[str]) -> Found:
