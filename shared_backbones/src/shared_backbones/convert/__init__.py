@@ -138,7 +138,7 @@ def _convert_folder(
     shapes = build(chosen.tower, "full", {"variant": plan.variant} if plan.variant else {}, device="meta")
     if faults := compare(shapes.net.state_dict(), {key: parts[0] for key, parts in plan.parts.items()}):
         raise WeightsError(f"{source}: not the layout {name} of tower {chosen.tower}: {'; '.join(faults)}")
-    metadata = _metadata(shapes.info.name, shapes.info.variant, name, source, folder.sha256) | plan.record
+    metadata = {**_metadata(chosen.tower, shapes.info.variant, name, source, folder.sha256), **plan.record}
     with _replacing(target) as part:
         try:
             write_streamed(part, plan.parts, metadata)
