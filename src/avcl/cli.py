@@ -319,7 +319,7 @@ def _print_size(arguments: list[str] | None, as_json: bool) -> None:
     from avcl_core.running.preview import size_of_configuration, substitutes
 
     config, overrides = split_arguments(arguments or [])
-    path = _configuration(config or DEFAULT)
+    path = find_configuration(config or DEFAULT)
     added = substitutes(path, overrides)
     found = size_of_configuration(read(path, [*added, *overrides]))
     if as_json:
@@ -352,10 +352,10 @@ def _source(arguments: list[str] | None):
     from avcl_core.config.load import read
 
     config, overrides = split_arguments(arguments or [])
-    return read(_configuration(config or DEFAULT), overrides)
+    return read(find_configuration(config or DEFAULT), overrides)
 
 
-def _configuration(name: str) -> Path:
+def find_configuration(name: str) -> Path:
     """Return a configuration file, one that ships with AVCL, or one that ships with a task package."""
     from avcl_core.config.presets import find_config
     from avcl_core.errors import ConfigError

@@ -43,7 +43,8 @@ class TowerInfo:
     number of leading tokens that lie on no grid; ``grid``: rows and columns of the final patch tokens; ``depths``: blocks
     per stage; ``joint_width``: width of the space shared with text, None where the tower has no text side; ``spectrogram``:
     the longest log-mel (frames, mels) whose entries `Tower.embed` can hide, None where it cannot; ``heads``: attention heads
-    per stage, none without attention.
+    per stage, none without attention; ``part_of``: the variant whose weights it loads, without those that it does not build; None
+    where it has weights of its own.
     """
 
     name: str
@@ -62,6 +63,7 @@ class TowerInfo:
     joint_width: int | None = None
     spectrogram: tuple[int, int] | None = None
     heads: tuple[int, ...] = ()
+    part_of: str | None = None
 
 
 class Tower(nn.Module):
