@@ -147,7 +147,9 @@ class LanguageTower(Tower):
         pieces = there.any(-1)
         flat = there.flatten(0, 1)
         # A piece that is not there is read whole, so that no softmax is empty, and left out of the prompt.
-        found = self.net.audio(tokens.flatten(0, 1), torch.where(pieces.flatten()[:, None], flat, torch.ones_like(flat)))
+        found = self.net.audio(
+            tokens.flatten(0, 1), torch.where(pieces.flatten()[:, None], flat, torch.ones_like(flat))
+        )
         queries = found.shape[1]
         return Media(found.unflatten(0, pieces.shape).flatten(1, 2), pieces.repeat_interleave(queries, 1))
 
