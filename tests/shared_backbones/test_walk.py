@@ -52,7 +52,8 @@ def library(tower, x):
 
 
 def test_every_tower_is_tested():
-    assert names() == TINY
+    # The language model reads prompts of any length: test_language.py.
+    assert names() == sorted([*TINY, "av_llama"])
 
 
 @pytest.mark.parametrize("name", TINY)
