@@ -14,12 +14,14 @@ BATCH_TOLERANCE = 1e-4
 
 
 def sample_input(tower: Tower, count: int = 3) -> Tensor:
-    """Return random images ``[count, 3, H, W]`` or waveforms ``[count, samples]`` for the tower's front end."""
+    """Return random images ``[count, 3, H, W]``, waveforms ``[count, samples]`` or ids ``[count, L]`` for the tower's front end."""
     generator = torch.Generator().manual_seed(0)
     info = tower.info
     if info.modality == "visual":
         side = info.image_size or 32
         return torch.randn(count, 3, side, side, generator=generator)
+    if info.modality == "language":
+        return torch.randint(200, (count, info.grid[0] * info.grid[1]), generator=generator)
     samples = min(info.max_samples or 8000, info.sample_rate or 8000)
     return 0.3 * torch.randn(count, samples, generator=generator)
 
