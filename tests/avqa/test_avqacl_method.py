@@ -1,0 +1,261 @@
+"""AVQACL's growing answer list and its method on a world of a few clips: what grows, what is frozen, what is remembered and reported."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import shared_backbones
+from avcl_avqa import ClosedOptions, OpenOptions, closed_plugin, open_plugin
+from avcl_avqa.avqacl import Avqacl, AvqaclOptions
+from avcl_avqa.avqacl_losses import question_distance
+from avcl_avqa.benchmark_output import export_benchmark, stored_scores
+from avcl_core.data.prepare import prepare
+from avcl_core.errors import ConfigError, RunError
+from avcl_core.evaluation.evaluator import Evaluation
+from avcl_core.models.frozen import Frozen, FrozenOptions
+from avcl_core.ownership import Owners, Snapshot
+from avcl_core.seeding import torch_generator
+from avcl_core.testing.toy_run import ToyRun, differences, run_interrupted, run_straight
+from avcl_core.texts import text_array, text_of
+from avcl_core.training.options import TrainingOptions
+from avcl_core.walk import Ctx
+from avcl_core.world.procedural import ProceduralBank
+from avcl_core.world.writer import WorldSize
+
+SIZE = WorldSize(train=24, val=2, test=6, size=32, fps=2)
+TRAINING = TrainingOptions(epochs=2, batch_size=6, lr=1e-2, selection="last", evaluation_batch=8)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("closed") / "avqa_open"
+    open_plugin.compose(ProceduralBank("task", 4), SIZE, 3, folder, 1)
+    out = tmp_path_factory.mktemp("prepared") / "avqa_open"
+    return prepare(open_plugin.layout(folder), out, frame_size=64, workers=1)
+
+
+def built(prepared, **options):
+    return closed_plugin.build(ClosedOptions(**{"width": 8, **options}), prepared, "clean")
+
+
+def toy(prepared, types=("Happening",), **options) -> ToyRun:
+    def towers():
+        torch.manual_seed(0)
+        made = {"visual": "resnet18", "audio": "vggish"}
+        return {name: shared_backbones.create(tower, size="tiny") for name, tower in made.items()}
+
+    task = built(prepared, types=types)
+    given = AvqaclOptions(**{"memory": 6, "replay_batch": 3, **options})
+    return ToyRun(towers, Frozen, Avqacl, {task.name: task}, "hidden", (), FrozenOptions(), given, TRAINING)
+
+
+@pytest.fixture(scope="module")
+def run(prepared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    asked = toy(prepared)
+    trainer, stops = run_straight(asked, folder)
+    return asked, trainer, stops, folder
+
+
+def test_answers_are_listed_by_first_appearance_and_keep_their_columns(prepared):
+    task = built(prepared)
+    ones = task.experiences()
+    assert [one.name for one in ones][:3] == ["Come_From_1", "Come_From_2", "Happening_1"]
+    assert ones == replace_labels(open_plugin.build(OpenOptions(experiences="increments"), prepared, "clean"), ones)
+    seen = ["<unk>"]
+    for one in ones:
+        seen += [a for key in one.train if (a := task.data.record(key).answer) not in seen]
+        assert list(one.labels) == list(dict.fromkeys(seen))
+    dataset = task.dataset("train")
+    for key in ones[3].train:
+        targets = dataset.targets(key)
+        assert task.labels[int(targets["answer"])] == text_of(targets["language"]) == task.data.record(key).answer
+        assert int(targets["answer"]) < len(ones[3].labels)
+        words = dataset.inputs(key, None)["words"]
+        assert words.shape == (16,)
+        assert task.words.words[words[0]] == task.data.question(key).split()[0].lower()
+    assert task.score({"k": {"text": text_array("<unk>")}}, {"k": {"language": text_array("piano")}})["em"] == 0
+    assert "10 test answers" not in task.splits_note
+    assert f"{len(task.labels)} answers with <unk>" in task.splits_note
+
+
+def replace_labels(task, ones):
+    return tuple(replace(one, labels=other.labels) for one, other in zip(task.experiences(), ones, strict=True))
+
+
+def test_every_training_question_is_in_one_class_of_the_memory(prepared):
+    task = built(prepared)
+    for one in task.experiences():
+        classes = task.classes(one)
+        assert sorted(key for keys in classes.values() for key in keys) == sorted(one.train)
+        for name, keys in classes.items():
+            assert {f"{task.data.type_of(key)}_{task.data.record(key).labels[0]}" for key in keys} == {name}
+    (where,) = built(prepared, experiences="types", types=("Where",)).experiences()
+    by_type = built(prepared, experiences="types", types=("Where",)).classes(where)
+    both = [task.classes(one) for one in task.experiences() if one.name.startswith("Where")]
+    assert by_type.keys() == both[0].keys() | both[1].keys()
+
+
+def test_the_head_grows_and_old_columns_keep_their_bits(prepared):
+    asked = toy(prepared, types=("Happening", "Come_From"))
+    method = asked.build()
+    model, (task,) = method.model, asked.tasks.values()
+    ones = task.experiences()
+    model.grow(ones[0])
+    head = model.heads["avqa_closed"]
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    (batch,) = asked.loader().batches(ones[0], "train", 4, ones[0].train[:4])
+    model.eval()
+    with torch.no_grad():
+        first = model(batch, Ctx())
+    assert {name: tuple(value.shape) for name, value in first.items()} == {
+        "answer": (4, len(ones[0].labels)), "question": (4, 8), "heard": (4, 10, 8), "seen": (4, 8, 8), "fused": (4, 8)
+    }  # fmt: skip
+    grown = max(ones, key=lambda one: len(one.labels))
+    assert len(grown.labels) > len(ones[0].labels)
+    for one in ones[1:]:
+        model.grow(one)
+    head = model.heads["avqa_closed"].eval()
+    for name, value in head.state_dict().items():
+        assert torch.equal(value[: len(before[name])], before[name]), name
+    assert head.answer.out_features == len(grown.labels)
+    with torch.no_grad():
+        later = model(batch, Ctx())
+    torch.testing.assert_close(later["answer"][:, : len(ones[0].labels)], first["answer"])
+    assert {row.owner for row in Owners(model).rows.values()} == {"head:avqa_closed"}
+    with pytest.raises(ValueError, match="own order"):
+        task.widen(head, ones[0])
+    texts = task.decode(later)["text"]
+    assert [text_of(row) for row in texts] == [task.labels[int(i)] for i in later["answer"].argmax(-1)]
+
+
+def test_words_of_later_increments_are_unknown_to_an_earlier_list(prepared):
+    asked = toy(prepared, types=("Happening", "Come_From"))
+    model, (task,) = asked.build().model, asked.tasks.values()
+    model.grow(task.experiences()[0])
+    model.eval()
+    (batch,) = asked.loader().batches(task.experiences()[-1], "test", 1, task.experiences()[-1].test[:1])
+    known = model.heads["avqa_closed"].question.embedding.num_embeddings
+    assert bool((batch.inputs["words"] >= known).any())
+    unknown = torch.where(batch.inputs["words"] < known, batch.inputs["words"], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(batch, Ctx())["answer"], model(replace(batch, inputs={**batch.inputs, "words": unknown}), Ctx())["answer"]
+        )  # fmt: skip
+
+
+def second(prepared):
+    """A method after its first experience, and a step's batches of the second."""
+    asked = toy(prepared, types=("Happening", "Come_From"))
+    method = asked.build()
+    (task,) = asked.tasks.values()
+    one, two = task.experiences()[:2]
+    method.model.grow(one)
+    method.model.eval()
+    trainer = asked.trainer
+    loader = asked.loader()
+
+    class Data:
+        def keys(self, split="train"):
+            return one.keys(split)
+
+        def batches(self, split="train", keys=None, size=None):
+            return loader.batches(one, split, 4, keys)
+
+    method.after(one, Data())
+    method.model.grow(two)
+    drawn = method.recall(4, torch_generator("recall"))
+    (current,) = loader.batches(two, "train", 4, two.train[:4])
+    (replayed,) = loader.batches(one, "train", 9, [e.key for e in drawn])
+    return method, current, replayed, trainer
+
+
+def test_the_teacher_is_a_frozen_copy_with_its_own_words_and_answers(prepared):
+    method, current, _, _ = second(prepared)
+    before = {name: value.clone() for name, value in method.teacher.items()}
+    with torch.no_grad():
+        old = Snapshot(method.teacher).call(method.model, current, Ctx())
+        for parameter in method.model.heads.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        again = Snapshot(method.teacher).call(method.model, current, Ctx())
+        now = method.model(current, Ctx())
+    assert old["answer"].shape[1] == method.columns[0]
+    for name, value in old.items():
+        torch.testing.assert_close(again[name], value)
+    assert float(question_distance(now, old).mean()) > 1e-3
+    assert all(torch.equal(value, before[name]) for name, value in method.teacher.items())
+
+
+def test_a_step_weighs_its_terms_by_samples(prepared):
+    method, current, replayed, _ = second(prepared)
+    assert method.rows == len(current) + len(replayed) == 7
+    old = method.columns[-1]
+    assert bool((replayed.targets["answer"] < old).all())
+    (update,) = method.step(current, [replayed])
+    assert set(update.parts) == {"new", "old", "question", "distil", "structure"}
+    with torch.no_grad():
+        outputs = [method.model(batch, Ctx()) for batch in (current, replayed)]
+    logits = torch.cat([part["answer"] for part in outputs])
+    targets = torch.cat([batch.targets["answer"] for batch in (current, replayed)])
+    expected = [0.0, 0.0]
+    for row, target in zip(logits, targets, strict=True):
+        part, aim = (row[old:], target - old) if target >= old else (row[:old], target)
+        expected[int(target < old)] -= float(part.log_softmax(-1)[aim]) / 7
+    found = [float(update.parts[name]) for name in ("new", "old")]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for name in ("question", "distil", "structure"):  # nothing has changed since the copy but what was added
+        assert float(update.parts[name]) == pytest.approx(0, abs=1e-4) or name == "question"
+    pieces = [next(iter(method.step(current.select([0, 1]), []))), next(iter(method.step(current.select([2, 3]), [replayed])))]
+    for name, value in update.parts.items():
+        torch.testing.assert_close(sum(piece.parts[name] for piece in pieces), value, rtol=1e-4, atol=1e-5)
+    update.loss.backward()
+    head = method.model.heads["avqa_closed"]
+    assert float(head.see.weight.grad.abs().sum()) > 0
+
+
+def test_two_increments_are_learnt_remembered_and_reported(run, tmp_path):
+    asked, trainer, _, folder = run
+    (task,) = asked.tasks.values()
+    one, two = task.experiences()
+    method = trainer.method
+    assert isinstance(method, Avqacl)
+    assert method.columns == [len(one.labels), len(two.labels)]
+    assert len(method.memory) <= 6
+    for name, group in method.memory.groups.items():
+        kept = {**task.classes(one), **task.classes(two)}[name]
+        assert len(group) == min(len(kept), 6 // len(method.memory.groups))
+        assert {e.key for e in group} <= set(kept)
+    scores = stored_scores(folder, task)
+    em = {(r["row"], r["test"]): r["metrics"]["em"] for r in map(json.loads, (folder / "results.jsonl").open())}
+    assert 100 * scores.matrix[1, 0] == pytest.approx(em[two.name, one.name])
+    assert scores.average_forgetting == pytest.approx((em[one.name, one.name] - em[two.name, one.name]) / 100)
+    evaluation = folder / "evaluations" / "latest"
+    for named, expected in ((one, False), (two, True)):
+        evaluation.mkdir(parents=True, exist_ok=True)
+        export_benchmark(evaluation, task, Evaluation({}, {}, {key: {} for key in named.test}))
+        assert (evaluation / "benchmark.json").is_file() is expected
+    written = json.loads((evaluation / "benchmark.json").read_text())
+    assert written["mean_accuracy"] == pytest.approx(100 * scores.mean_accuracy)
+    assert written["increments"] == [one.name, two.name]
+    (folder / "predictions" / two.name / f"{one.name}.jsonl.gz").rename(tmp_path / "away")
+    with pytest.raises(RunError, match=f"no predictions of test {one.name} after {two.name}"):
+        stored_scores(folder, task)
+    (tmp_path / "away").rename(folder / "predictions" / two.name / f"{one.name}.jsonl.gz")
+
+
+def test_a_stopped_run_ends_with_the_same_bits(run, tmp_path):
+    asked, trainer, stops, folder = run
+    stop = [s for s in stops if s.session == 1 and s.phase == "train" and s.at.step == 1][0]
+    other = run_interrupted(asked, tmp_path / "other", stop)
+    assert not differences(trainer, other, folder, tmp_path / "other")
+
+
+def test_what_cannot_be_done_is_refused(prepared):
+    with pytest.raises(ConfigError, match="avqacl-fixed"):
+        closed_plugin.build(ClosedOptions(), prepared, "paper")
+    asked = toy(prepared)
+    open_task = open_plugin.build(OpenOptions(), prepared, "clean")
+    with pytest.raises(ConfigError, match=r"made for avqa_closed.*avqa_open"):
+        Avqacl(asked.build().model, {"avqa_open": open_task}, AvqaclOptions(), 0)
