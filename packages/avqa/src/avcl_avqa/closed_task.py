@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
