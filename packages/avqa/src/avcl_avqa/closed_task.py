@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from avcl_avqa import ClosedOptions
 from avcl_avqa.answer_list import AnswerList
-from avcl_avqa.benchmarks import SPLIT_MUSIC
 from avcl_avqa.closed_head import ClosedHead
 from avcl_avqa.closed_words import LENGTHS, WordList, words_of
 from avcl_avqa.increments import by_increment
@@ -21,15 +20,13 @@ from avcl_avqa.open_data import OpenData, OpenSamples
 from avcl_avqa.open_task import OpenAnswering
 from avcl_avqa.task import needs_both
 from avcl_core.batch import Outputs
+from avcl_core.data.frames import evenly
 from avcl_core.data.prepared import Prepared
 from avcl_core.errors import ConfigError
 from avcl_core.features import FeatureSpec
 from avcl_core.stream import Experience
 from avcl_core.task import Kind
 from avcl_core.texts import texts_array
-
-EVERY = {SPLIT_MUSIC.name: 6}
-"""Benchmark → which seconds of sound are heard: every sixth of MUSIC's sixty (avqacl_moe.md 3.9); all of the others."""
 
 
 class ClosedAnswering(OpenAnswering):
@@ -50,8 +47,7 @@ class ClosedAnswering(OpenAnswering):
     def __init__(self, data: OpenData, options: ClosedOptions | None = None) -> None:
         options = options or ClosedOptions()
         super().__init__(data, options)
-        self.width, self.every = options.width, EVERY.get(data.benchmark.name, 1)
-        self.length = LENGTHS[data.benchmark.name]
+        self.width, self.length = options.width, LENGTHS[data.benchmark.name]
         answers, words = AnswerList(), WordList()
         found, self._words = list[Experience](), dict[str, int]()
         for one in super().experiences():
@@ -135,8 +131,8 @@ class ClosedAnswering(OpenAnswering):
 class ClosedSamples:
     """Questions of one split.
 
-    Inputs: ``visual`` uint8 ``[frames, S, S, 3]``, ``audio`` float32 ``[seconds, rate]`` (of MUSIC's minute every sixth second),
-    ``words`` int64 ``[length]``. Targets: ``answer`` int64, ``language`` uint8 ``[bytes]``.
+    Inputs: ``visual`` uint8 ``[frames, S, S, 3]``, ``audio`` float32 ``[frames, rate]``, the seconds in which the frames lie, so that
+    every model can read both in step; ``words`` int64 ``[length]``. Targets: ``answer`` int64, ``language`` uint8 ``[bytes]``.
     """
 
     drawn = frozenset[str]()
@@ -148,7 +144,8 @@ class ClosedSamples:
         """Return the raw inputs of a question; nothing is drawn."""
         found = self.samples.inputs(key, rng)
         words = self.task.words.encode(self.task.data.question(key), self.task.length)
-        return {"visual": found["visual"], "audio": found["audio"][:: self.task.every], "words": words}
+        seconds = evenly(len(found["audio"]), len(found["visual"])) - 1
+        return {"visual": found["visual"], "audio": found["audio"][seconds], "words": words}
 
     def targets(self, key: str) -> dict[str, np.ndarray]:
         """Return the answer as index and as text."""
@@ -156,9 +153,8 @@ class ClosedSamples:
         return {"answer": np.asarray(index), **self.samples.targets(key)}
 
     def digest(self, key: str) -> str:
-        """Return the digest of what is seen and heard: of the video's media, and which seconds are taken."""
-        found = self.samples.digest(key)
-        return found if self.task.every == 1 else f"{found}-every-{self.task.every}"
+        """Return the digest of what is seen and heard: of the video's media, of whose sound some seconds are taken."""
+        return f"{self.samples.digest(key)}-at-frames"
 
 
 def build(options: ClosedOptions, prepared: Prepared, protocol: str) -> ClosedAnswering:
