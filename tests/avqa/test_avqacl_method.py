@@ -15,6 +15,9 @@ from avcl_avqa.avqacl import Avqacl, AvqaclOptions
 from avcl_avqa.avqacl_losses import question_distance
 from avcl_avqa.benchmark_output import export_benchmark, stored_scores
 from avcl_avqa.split_avqa import ENDING
+from avcl_core.config.load import read
+from avcl_core.config.presets import find_config
+from avcl_core.config.run import load_run
 from avcl_core.errors import ConfigError, RunError
 from avcl_core.evaluation.evaluator import Evaluation
 from avcl_core.models.frozen import Frozen, FrozenOptions
@@ -26,11 +29,11 @@ from avcl_core.training.options import TrainingOptions
 from avcl_core.walk import Ctx
 
 ANSWERS = {
-    "Happening": {"cat": "cat", "dog": "dog", "car": "car", "bus": "cat"},
+    "Happening": {"cat": "cat", "dog": "dog", "car": "car van", "bus": "cat"},
     "Come_From": {"cat": "dog", "dog": "cat", "car": "engine", "bus": "engine"},
     "Where": {"cat": "dog", "dog": "cat", "car": "cat", "bus": "dog"},
 }
-"""Type → label → answer: the second increment of Happening brings one new answer and one old one, those of Where bring none."""
+"""Type → label → answers in turn: the second increment of Happening brings two new answers and has an old one, Where brings none."""
 QUESTIONS = {
     "Happening": "What is happening here?", "Come_From": "Where does it come from?", "Where": "Where is that?"
 }  # fmt: skip
@@ -70,11 +73,11 @@ def prepared(tmp_path_factory):
         for kind, answers in ANSWERS.items():
             rows = []
             for label, answer in answers.items():
-                for _ in range(count):
+                for turn in range(count):
                     number += 1
                     rows.append({
                         "id": number, "video_name": f"video{number}{ENDING}", "video_id": number, "question_text": QUESTIONS[kind],
-                        "answer": answer, "question_relation": "Both", "question_type": kind.replace("_", " "), "label": label,
+                        "answer": answer.split()[turn % len(answer.split())], "question_relation": "Both", "question_type": kind.replace("_", " "), "label": label,
                     })  # fmt: skip
             (folder / f"{split}_{kind}.json").write_text(json.dumps(rows))
     return Made(folder)
@@ -108,7 +111,7 @@ def test_answers_are_listed_by_first_appearance_and_keep_their_columns(prepared)
     task = built(prepared)
     ones = task.experiences()
     assert [one.name for one in ones] == [f"{kind}_{n}" for kind in ("Come_From", "Happening", "Where") for n in (1, 2)]
-    assert [len(one.labels) for one in ones] == [3, 4, 4, 5, 5, 5]
+    assert [len(one.labels) for one in ones] == [3, 4, 4, 6, 6, 6]
     generated = open_plugin.build(OpenOptions(experiences="increments"), prepared, "clean").experiences()
     assert ones == tuple(replace(one, task=task.name, labels=o.labels) for one, o in zip(generated, ones, strict=True))
     seen = ["<unk>"]
@@ -126,7 +129,7 @@ def test_answers_are_listed_by_first_appearance_and_keep_their_columns(prepared)
         assert words.shape == (16,)
         assert task.words.words[words[0]] == task.data.question(key).split()[0].lower()
     assert task.score({"k": {"text": text_array("<unk>")}}, {"k": {"language": text_array("piano")}})["em"] == 0
-    assert "5 answers with <unk>" in task.splits_note
+    assert "6 answers with <unk>" in task.splits_note
     assert "0 test answers are in no training question" in task.splits_note
 
 
@@ -199,7 +202,6 @@ def second(prepared):
     one, two = task.experiences()[:2]
     method.model.grow(one)
     method.model.eval()
-    trainer = asked.trainer
     loader = asked.loader()
 
     class Data:
@@ -214,11 +216,11 @@ def second(prepared):
     drawn = method.recall(4, torch_generator("recall"))
     (current,) = loader.batches(two, "train", 4, two.train[:4])
     (replayed,) = loader.batches(one, "train", 9, [e.key for e in drawn])
-    return method, current, replayed, trainer
+    return method, current, replayed
 
 
 def test_the_teacher_is_a_frozen_copy_with_its_own_words_and_answers(prepared):
-    method, current, _, _ = second(prepared)
+    method, current, _ = second(prepared)
     before = {name: value.clone() for name, value in method.teacher.items()}
     with torch.no_grad():
         old = Snapshot(method.teacher).call(method.model, current, Ctx())
@@ -234,7 +236,7 @@ def test_the_teacher_is_a_frozen_copy_with_its_own_words_and_answers(prepared):
 
 
 def test_a_step_weighs_its_terms_by_samples(prepared):
-    method, current, replayed, _ = second(prepared)
+    method, current, replayed = second(prepared)
     assert method.rows == len(current) + len(replayed) == 7
     old = method.columns[-1]
     assert bool((replayed.targets["answer"] < old).all())
@@ -307,3 +309,18 @@ def test_what_cannot_be_done_is_refused(prepared):
     open_task = open_plugin.build(OpenOptions(), prepared, "clean")
     with pytest.raises(ConfigError, match=r"made for avqa_closed.*avqa_open"):
         Avqacl(asked.build().model, {"avqa_open": open_task}, AvqaclOptions(), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "question", "structure", "batch"),
+    [("closed_split_avqa", 5000, 0.7, 0.5, 128), ("closed_split_music", 700, 0.9, 0.3, 64)],
+)
+def test_published_settings_are_shipped(name, memory, question, structure, batch):
+    options, parts = load_run(read(find_config(name, "avcl_avqa")))
+    given = {"memory": memory, "replay_batch": 16, "question": question, "structure": structure, "temperature": 2.0}
+    assert parts.method == AvqaclOptions(**given)
+    assert parts.tasks["avqa_closed"] == ClosedOptions(experiences="increments", width=512)
+    training = options.training
+    assert (training.epochs, training.batch_size, training.optimizer, training.lr) == (120, batch, "adam", 1e-3)
+    assert (training.weight_decay, training.decay, training.decay_every, training.clip) == (1e-4, 0.1, 80, None)
+    assert (options.label, options.stream.task_id) == ("avqacl-fixed", "hidden")
