@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field, PositiveInt
+
 from avcl_core.config.options import Options
 from avcl_core.plugins import TaskPackage, late
 from avcl_core.world.writer import WorldSize
@@ -77,6 +79,18 @@ class OpenOptions(Options):
     types: tuple[str, ...] = ()
 
 
+class ClosedOptions(OpenOptions):
+    """Options of AVQACL's own setting, a closed list of answers that grows.
+
+    Attributes:
+        experiences: by default the benchmark's ``increments``.
+        width: of the head, 512 as published; a multiple of 4.
+    """
+
+    experiences: Literal["types", "increments"] = "increments"
+    width: PositiveInt = Field(default=512, multiple_of=4)
+
+
 class OpenSourceOptions(Options):
     """Options of reading open-ended questions: where the media of conversation files are.
 
@@ -101,5 +115,16 @@ open_plugin = TaskPackage(
     exports={
         "answers": late("avcl_avqa.open_outputs:export_results"),
         "stages": late("avcl_avqa.open_outputs:export_stages"),
+        "benchmark": late("avcl_avqa.benchmark_output:export_benchmark"),
     },
+)
+
+closed_plugin = replace(
+    open_plugin,
+    name="avqa_closed",
+    title="Question answering with a growing closed list (AVQACL's benchmark): an experience for each of 24 or 55 increments",
+    options=ClosedOptions,
+    build=late("avcl_avqa.closed_task:build"),
+    data="avqa_open",
+    exports={"benchmark": late("avcl_avqa.benchmark_output:export_benchmark")},
 )

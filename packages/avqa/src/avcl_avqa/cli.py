@@ -1,4 +1,4 @@
-"""The `avqa` command: this task alone, its grounding generation stage, and open-ended answering with an expert for each type."""
+"""The `avqa` command: this task alone, its grounding generation stage, and open-ended answering in AVQACL's two settings."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +14,10 @@ def _extend(app: typer.Typer) -> None:
     summary = "Train an expert for each type of open-ended questions, and write experts and anchors as files"
     training_command(app, "train-all", "avqa", "open_embedded", summary, task="avqa_open", then=_export)
     test_command(app, "test-all", "avqa_open", "Answer every test set of a run of experts")
+
+    summary = "Train on AVQACL's increments with the benchmark's own method, corrected"
+    training_command(app, "train-closed", "avqa", "closed_embedded", summary, task="avqa_closed")
+    test_command(app, "test-closed", "avqa_closed", "Evaluate a run over a growing list; benchmark=true: its figures")
 
     @app.command("experts")
     def experts(run: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from avcl_avqa import OpenOptions
 from avcl_avqa.answers import SCORERS
-from avcl_avqa.open_data import OpenData, OpenSamples
+from avcl_avqa.open_data import OpenData
 from avcl_core.batch import Outputs
 from avcl_core.data.prepared import Prepared
 from avcl_core.data.problems import broken
@@ -74,7 +74,7 @@ class OpenAnswering(Task):
         found = self.data.increments(split)
         return {name: keys for kind in self.types for name, keys in found.items() if name.rpartition("_")[0] == kind}
 
-    def dataset(self, split: str) -> OpenSamples:
+    def dataset(self, split: str) -> Dataset:
         """Return the questions of ``split``."""
         return self.data.split(split)
 

@@ -40,7 +40,7 @@ def write_streamed(target: Path, parts: Mapping[str, Sequence[Tensor]], metadata
             value = mean(parts[name])
             if not bool(torch.isfinite(value).all()):
                 raise WeightsError(f"{name}: values that are not finite; the file is damaged")
-            file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+            file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -53,11 +53,12 @@ def theirs(name: str) -> str:
 
 def plan(folder: Folder, given: Mapping[str, str]) -> Plan:
     """What becomes of the tensors of a folder; WeightsError names everything that does not fit."""
+    from shared_backbones.language import LanguageNet
     from shared_backbones.registry import build
     from shared_backbones.weights import compare
 
     ffn = _choice(folder, given)
-    net = build("av_llama", "full", {}, device="meta").net
+    net = cast(LanguageNet, build("av_llama", "full", {}, device="meta").net)
     if faults := _deviations(folder.config, given, _built(net)):
         raise WeightsError(f"{folder.path / 'config.json'}: {'; '.join(faults)}")
     names: dict[str, list[str]] = {}
@@ -73,7 +74,7 @@ def plan(folder: Folder, given: Mapping[str, str]) -> Plan:
         chosen = FFN.fullmatch(ffn)
         assert chosen is not None
         names[name] = every if chosen[1] is None else [every[int(chosen[1])]]
-        width = net.decoder.config.hidden_size
+        width = cast(int, net.decoder.config.hidden_size)
         expected |= dict.fromkeys(every, tensor)
         expected[f"model.layers.{match[1]}.mlp.gate.weight"] = torch.empty(EXPERTS, width, device="meta")
     dropped = {name for name in folder.tensors if DROPPED.fullmatch(name)}

@@ -63,7 +63,7 @@ class Sight(nn.Module):
         super().__init__()
         self.vision_model = CLIPVisionModel(config)
         # The last norm belongs behind the last block: tokens in front of that one have none.
-        self.vision_model.post_layernorm = nn.Identity()
+        self.vision_model.add_module("post_layernorm", nn.Identity())
 
 
 class ClipVit(Tower):

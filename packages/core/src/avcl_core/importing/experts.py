@@ -79,7 +79,7 @@ def refuse_other_names(given: Mapping[str, object], experiences: Sequence[str]) 
     """Raise ConfigError unless there is something for every experience and for nothing else."""
     for name in given:
         if name not in experiences:
-            raise ConfigError(f"{name!r} is no experience of the stream{nearest(name, experiences)}")
+            raise ConfigError(f"{name!r} is no experience of the stream{nearest(name, tuple(experiences))}")
     if lacking := [name for name in experiences if name not in given]:
         raise ConfigError(
             f"no files of {', '.join(lacking)}; the stream has {', '.join(experiences)}: each needs its expert and its anchor"

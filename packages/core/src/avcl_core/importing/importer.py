@@ -184,6 +184,7 @@ def _towers(
     found: dict[str, Any] = {}
     dropped: tuple[str, ...] = ()
     for modality, tower in options.towers.items():
+        assert modality != "language"  # shape_of has refused it
         weights = tower_weights(foreign, modality, shapes[modality])
         dropped += weights.dropped
         if not weights.tensors:
