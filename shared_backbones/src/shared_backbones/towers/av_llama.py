@@ -28,7 +28,8 @@ def av_llama(size: str, tokenizer: str | Path | None = None) -> LanguageTower:
     config = LlamaConfig(
         hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, num_key_value_heads=heads,
         intermediate_size=hidden, vocab_size=words, max_position_embeddings=positions, rms_norm_eps=1e-5,
-        hidden_act="silu", rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        hidden_act="silu", rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}, tie_word_embeddings=False,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     qformer = Blip2QFormerConfig(
         hidden_size=qwidth, num_hidden_layers=qdepth, num_attention_heads=qheads, intermediate_size=qhidden,
