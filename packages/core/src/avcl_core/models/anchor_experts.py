@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from avcl_core.batch import Batch, Outputs
-from avcl_core.errors import ConfigError
+from avcl_core.errors import ConfigError, RunError
 from avcl_core.features import Features
 from avcl_core.models.anchored import Anchored, AnchoredOptions
 from avcl_core.models.base import Requires
@@ -109,6 +109,8 @@ class AnchorExperts(Anchored):
         return Pooled(found, present)
 
     def _texts(self, batch: Batch) -> list[str]:
+        if batch.inputs["question"].is_meta:
+            raise RunError("how much a language model computes depends on the words of each sample")
         return [text_of(row) for row in batch.inputs["question"]]
 
     def _question(self, text: str) -> Tensor:
