@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-import yaml
 from lightning_fabric import Fabric
 
 from avcl_core.collective import current
 from avcl_core.config.load import read
 from avcl_core.config.run import load_run
 from avcl_core.errors import ConfigError, IntegrityError
-from avcl_core.evaluation.matrix import ResultMatrix
 from avcl_core.importing.experts import Files, expert_tensors, refuse_other_names
 from avcl_core.importing.foreign import read_foreign
+from avcl_core.importing.imported_run import fresh, write_imported
 from avcl_core.models.anchor_experts import AnchorExperts
 from avcl_core.ownership import Owners
-from avcl_core.running.assemble import Assembly, assemble, notes
-from avcl_core.running.code import code_digest
-from avcl_core.running.folder import RunFolder
+from avcl_core.running.assemble import assemble, notes
 from avcl_core.running.provide import Bar, silent
 from avcl_core.seeding import seed_step
-from avcl_core.training.checkpoint import Checkpoint, replace_text
 from avcl_core.training.position import Position
 
 FROM = "avqacl_moe"
-STATUS = "imported"
 TEXT = "the authors' anchors of text are means over template, answers and padding too, and all are running means over micro-batches"
 
 
@@ -106,51 +97,8 @@ def import_experts(
     }  # fmt: skip
     said = (*notes(assembly), "experts and anchors were trained by the papers' own code; " + TEXT)
     done = ImportedExperts(str(out), record, found.dropped, said)
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        _write(out, assembly, Owners(method.model), method.state(), done, command)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+    # The model is ours as it is: nothing had to be built after the authors' code.
+    imported = {"from": FROM, "native": True, **asdict(done)}
+    with fresh(out):
+        write_imported(out, assembly, method, Position(phase="done"), imported, {"files": record}, said, command)
     return done
-
-
-def _write(out: Path, assembly: Assembly, owners: Owners, state, done: ImportedExperts, command: Sequence[str]) -> None:
-    """Write the run folder; ``run.json`` comes last, so that a folder that has it is complete."""
-    options, folder = assembly.options, RunFolder(out)
-    folder.write_json("stream.json", assembly.stream.to_json())
-    replace_text(out / "config.yaml", yaml.safe_dump(json.loads(options.model_dump_json()), sort_keys=False))
-    folder.ownership(owners.report())
-    position = {
-        "position": asdict(Position(phase="done")),
-        "grown": sorted(experience.name for experience in assembly.sessions[0].experiences),
-        "matrix": ResultMatrix([test.name for test in assembly.stream.tests]).to_json(),
-        "best": {"skill": None, "epoch": -1},
-        "offsets": folder.offsets(),
-        "digests": dict(assembly.digests),
-    }
-    held = {row.name: row.owner for row in owners.rows.values()}
-    folder.store.commit(Checkpoint(owners.state(), held, state, {}, {}, position), STATUS)
-    folder.event(STATUS, files=dict(done.files))
-    record = {
-        "format": 1,
-        "status": STATUS,
-        "method": options.method["name"],
-        "model": options.model["name"],
-        "seed": options.seed,
-        "command": list(command),
-        "cwd": str(Path.cwd()),
-        "notes": list(done.notes),
-        "skipped": list(assembly.skipped),
-        "digests": dict(assembly.digests),
-        "init": {},
-        "test_selected": {},
-        # The model is ours as it is: nothing had to be built after the authors' code.
-        "imported": {"from": FROM, "native": True, **asdict(done)},
-        "libraries": {
-            name: version(name) for name in ("avcl-core", "torch", "timm", "transformers", "lightning-fabric")
-        },
-        "code": code_digest(),
-        "python": platform.python_version(),
-    }
-    folder.write_json("run.json", record)
