@@ -75,7 +75,7 @@ def plan(folder: Folder, given: Mapping[str, str]) -> Plan:
         assert chosen is not None
         names[name] = every if chosen[1] is None else [every[int(chosen[1])]]
         width = cast(int, net.decoder.config.hidden_size)
-        expected |= dict.fromkeys(every, tensor)
+        expected.update((key, tensor) for key in every)
         expected[f"model.layers.{match[1]}.mlp.gate.weight"] = torch.empty(EXPERTS, width, device="meta")
     dropped = {name for name in folder.tensors if DROPPED.fullmatch(name)}
     kept = {name: tensor for name, tensor in folder.tensors.items() if name not in dropped}
