@@ -99,6 +99,9 @@ def evaluate(
     modalities=visual|audio hides the other input. features=true also writes the towers' features, averaged per sample, which
     the report then shows as a t-SNE map.
 
+    Where the experience is hidden, to=given tells it, to=EXPERIENCE sends every sample to that one's expert, to=base to none
+    (models of experts), and reads=text,audio lets the router compare nothing else.
+
     corruptions=standard evaluates the run with missing, noisy, blurred and covered inputs instead, and writes the table of what
     is left of each score; or name them: corruptions=[missing:audio,audio_noise:10,frame_blur:0.05,frame_occlusion:0.25,
     missing_segments:audio:1]. A stopped list goes on with the same command.
@@ -118,7 +121,7 @@ def evaluate(
         show_table(written)
         return
     with console() as shown:
-        found = judge(run, tag, shown, how.split, how.modalities, how.features)
+        found = judge(run, tag, shown, how.split, how.modalities, how.features, how.routing)
     if found:
         write_evaluation(run, how.name(tag or "latest"), found, print)
 
@@ -316,7 +319,7 @@ def _print_size(arguments: list[str] | None, as_json: bool) -> None:
     from avcl_core.running.preview import size_of_configuration, substitutes
 
     config, overrides = split_arguments(arguments or [])
-    path = _configuration(config or DEFAULT)
+    path = find_configuration(config or DEFAULT)
     added = substitutes(path, overrides)
     found = size_of_configuration(read(path, [*added, *overrides]))
     if as_json:
@@ -349,10 +352,10 @@ def _source(arguments: list[str] | None):
     from avcl_core.config.load import read
 
     config, overrides = split_arguments(arguments or [])
-    return read(_configuration(config or DEFAULT), overrides)
+    return read(find_configuration(config or DEFAULT), overrides)
 
 
-def _configuration(name: str) -> Path:
+def find_configuration(name: str) -> Path:
     """Return a configuration file, one that ships with AVCL, or one that ships with a task package."""
     from avcl_core.config.presets import find_config
     from avcl_core.errors import ConfigError

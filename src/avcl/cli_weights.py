@@ -49,11 +49,15 @@ def convert(
     file: File,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The safetensors file to write, or the run folder.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="With --from: of the run's configuration.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="With --from: of the run's configuration. Else: of the converter."
+        ),
     ] = None,
     entry: EntryName = None,
     origin: Annotated[
-        str | None, typer.Option("--from", help="avmoe: a trained model of its authors' code becomes a run.")
+        str | None,
+        typer.Option("--from", help="avmoe, avqacl_moe: a trained model of its authors' code becomes a run."),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="With --from: ave, avvp, avs_s4, avs_ms3, avqa or grounding.")
@@ -64,17 +68,20 @@ def convert(
 ) -> None:
     """Convert a checkpoint in its authors' layout, read in a separate process that admits tensors only.
 
-    Weights of a tower become a safetensors file. A trained model becomes a run folder that avcl eval takes:
-    avcl weights convert --from avmoe FILE OUT --task ave data.root=DATA
+    Weights of a tower become a safetensors file; a language model with experts needs a choice:
+    avcl weights convert FOLDER OUT ffn=mean, or ffn=expert:0 to ffn=expert:3. A trained model becomes a run folder that avcl eval takes:
+    avcl weights convert --from avmoe FILE OUT --task ave data.root=DATA. Experts and anchors become one with the files of each
+    experience, by name, below a folder: avcl weights convert --from avqacl_moe output/AVQA OUT config=CONFIG
+    expert.Where=experts/expert_task_2.pt anchor.Where=anchors/anchor_task_2.pt …
     """
     if origin is not None:
         _import(file, out, overrides or [], entry, origin, task, to_native)
         return
-    _refuse({"--task": task is not None, "--to-native": to_native, "KEY=VALUE": bool(overrides)}, "without --from")
+    _refuse({"--task": task is not None, "--to-native": to_native}, "without --from")
     from shared_backbones.catalogue import convert as change
     from shared_backbones.catalogue import entry_of
 
-    done = change(file, out, entry_of(entry) if entry else None)
+    done = change(file, out, entry_of(entry) if entry else None, _options(overrides or []))
     print(json.dumps(asdict(done), indent=1))
 
 
@@ -82,19 +89,66 @@ def _import(
     file: Path, out: Path, overrides: list[str], entry: str | None, origin: str, task: str | None, to_native: bool
 ) -> None:
     from avcl_core.errors import ConfigError, nearest
+    from avcl_core.importing import expert_run
     from avcl_core.importing.importer import FROM, import_run
     from avcl_core.importing.published import published_names
     from avcl_core.running.launch import command_line
     from avcl_core.terminal import console
 
-    if origin not in FROM:
-        raise ConfigError(f"--from {origin}: is unknown{nearest(origin, FROM)}")
+    known = (*FROM, expert_run.FROM)
+    if origin not in known:
+        raise ConfigError(f"--from {origin}: is unknown{nearest(origin, known)}")
+    if origin == expert_run.FROM:
+        _refuse(
+            {"--task": task is not None, "--to-native": to_native, "--as": entry is not None}, f"with --from {origin}"
+        )
+        _import_experts(file, out, overrides)
+        return
     if task is None:
         raise ConfigError(f"--from {origin} needs --task: one of {', '.join(published_names())}")
     _refuse({"--as": entry is not None}, "with --from")
     with console() as shown:
         done = import_run(file, out, task, overrides, to_native, command_line(), shown.bar)
     print(json.dumps(asdict(done), indent=1))
+
+
+def _import_experts(folder: Path, out: Path, texts: list[str]) -> None:
+    from avcl.cli import find_configuration
+    from avcl_core.errors import ConfigError
+    from avcl_core.importing.expert_run import import_experts
+    from avcl_core.running.launch import command_line
+    from avcl_core.terminal import console
+
+    given = _options(texts)
+    config = given.pop("config", None)
+    if config is None:
+        raise ConfigError(
+            "weights convert: config=CONFIG is missing; expected a configuration of the model anchor_experts"
+        )
+    files: dict[str, dict[str, Path]] = {"expert": {}, "anchor": {}}
+    overrides = []
+    for key, value in given.items():
+        kind, _, experience = key.partition(".")
+        if kind in files:
+            files[kind][experience] = folder / value
+        else:
+            overrides.append(f"{key}={value}")
+    with console() as shown:
+        path = find_configuration(config)
+        done = import_experts(files["expert"], files["anchor"], out, path, overrides, command_line(), shown.bar)
+    print(json.dumps(asdict(done), indent=1))
+
+
+def _options(texts: list[str]) -> dict[str, str]:
+    from avcl_core.errors import ConfigError
+
+    found = {}
+    for text in texts:
+        name, is_given, value = text.partition("=")
+        if not is_given or not name or name in found:
+            raise ConfigError(f"weights convert: {text!r}; expected KEY=VALUE, each key once")
+        found[name] = value
+    return found
 
 
 def _refuse(given: dict[str, bool], when: str) -> None:

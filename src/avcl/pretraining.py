@@ -27,7 +27,7 @@ from avcl_core.world.seeds import rng_for
 from shared_backbones.text import TextEncoder
 from shared_backbones.tower import Tower
 
-TOWERS = ("swin_v2", "clip_vit", "resnet18", "htsat", "clap", "pvt_v2", "resnet50", "vggish")
+TOWERS = ("swin_v2", "clip_vit", "resnet18", "htsat", "clap", "pvt_v2", "resnet50", "vggish", "beats", "av_llama")
 RATE = 32_000
 SECONDS = 2
 PIXELS = 96
@@ -59,7 +59,11 @@ class Recipe:
     seed: int = 0
 
 
-RECIPES = {"clip_vit": Recipe(classes=64, epochs=30, augment=True), "clap": Recipe(classes=64, epochs=12)}
+RECIPES = {
+    "clip_vit": Recipe(classes=64, epochs=30, augment=True),
+    "clap": Recipe(classes=64, epochs=12),
+    "av_llama": Recipe(classes=64, epochs=16),
+}
 """What differs from the default: names of classes are made of two words, and a text side meets each word in four names."""
 
 
@@ -126,7 +130,7 @@ def pretrain(
     reading = nn.Linear(tower.info.width, len(classes) + 1)
     names = _Names(tower.info.modality, tower.text, classes) if tower.text is not None else None
     parameters = [*tower.net.parameters(), *reading.parameters(), *(names.parameters() if names else ())]
-    inputs, shares = _features(tower, train)
+    inputs, shares = features_of(tower, train)
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.05)
     steps = recipe.epochs * -(-len(inputs) // recipe.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.15)
@@ -134,7 +138,7 @@ def pretrain(
         tower.train()
         total = 0.0
         for x, share in _batches(inputs, shares, recipe, epoch):
-            tokens = _tokens(tower, x)
+            tokens = tokens_of(tower, x)
             loss = _cross_entropy(reading(tokens[:, tower.info.class_tokens :]), share)
             if names is not None:
                 loss = loss + _cross_entropy(names(tower.project(tokens))[:, None], share.amax(1, keepdim=True))
@@ -183,7 +187,7 @@ def _cross_entropy(logits: Tensor, share: Tensor) -> Tensor:
     return -(logits.log_softmax(-1) * wanted).sum(-1).mean()
 
 
-def _features(tower: Tower, corpus: Corpus) -> tuple[Tensor, Tensor]:
+def features_of(tower: Tower, corpus: Corpus) -> tuple[Tensor, Tensor]:
     """Front-end features of a corpus for one tower, and the share of each class under each token ``[n, N, classes]``."""
     info = tower.info
     if info.image_size is not None:
@@ -219,19 +223,19 @@ def _augmented(images: Tensor, labels: Tensor, generator: torch.Generator) -> tu
     return images * (1 + contrast) + tint, cells.flatten(1, 2)
 
 
-def _tokens(tower: Tower, inputs: Tensor) -> Tensor:
+def tokens_of(tower: Tower, inputs: Tensor, normed: bool = True) -> Tensor:
+    """Tokens ``[B, N, C]`` of front-end features, with gradients, behind or in front of the tower's last norm."""
     tokens, aux = tower.embed(inputs)
     for sub in tower.subs:
-        out = tower.run(sub, tokens, aux)
-        tokens = tokens + out if sub.kind in ("attn", "mlp") else out
-    return tower.final(tokens)
+        tokens = tower.join(sub, tokens, tower.run(sub, tokens, aux))
+    return tower.final(tokens) if normed else tokens
 
 
 def _quality(tower: Tower, reading: nn.Module, corpus: Corpus, classes: int) -> float:
     """Mean average precision of the linear reading's best token, over classes, on unseen sprites and sounds."""
-    inputs, share = _features(tower, corpus)
+    inputs, share = features_of(tower, corpus)
     with torch.no_grad():
-        tokens = torch.cat([_tokens(tower, x)[:, tower.info.class_tokens :] for x in inputs.split(128)])
+        tokens = torch.cat([tokens_of(tower, x)[:, tower.info.class_tokens :] for x in inputs.split(128)])
         scores = reading(tokens).softmax(-1)[..., :classes].amax(1)
     return float(average_precision_score((share.amax(1) > 0.1).numpy(), scores.numpy(), average="macro"))
 
@@ -239,6 +243,14 @@ def _quality(tower: Tower, reading: nn.Module, corpus: Corpus, classes: int) -> 
 def recipe_of(name: str, **changes: int) -> Recipe:
     """Return a tower's recipe, with what is to be different from it."""
     return replace(RECIPES.get(name, Recipe()), **changes)
+
+
+def _pretrainer(name: str) -> Callable[..., tuple[Tower, dict[str, Any]]]:
+    if name != "av_llama":
+        return pretrain
+    from avcl.pretraining_language import pretrain_language
+
+    return pretrain_language
 
 
 def rebuild(
@@ -252,7 +264,7 @@ def rebuild(
             say(f"composing {recipe.scenes} scenes of {recipe.classes} classes")
             corpora = {wanted: (compose(recipe, "train", workers), compose(recipe, "test", workers))}
         train, held_out = corpora[wanted]
-        tower, provenance = pretrain(name, recipe, train, held_out, say)
+        tower, provenance = _pretrainer(name)(name, recipe, train, held_out, say)
         digest = hashlib.sha256(train.pictures.tobytes() + train.sounds.tobytes()).hexdigest()
         provenance |= {"command": f"avcl weights pretrain {name}", "corpus_sha256": digest}
         written.append(shared_backbones.save_embedded(tower, out, json.loads(json.dumps(provenance))))

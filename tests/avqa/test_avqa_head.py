@@ -231,3 +231,9 @@ def test_any_grid(grid):
     module = GroundingHead(WIDTH, AUDIO)
     sound = module.sound(torch.randn(2, AUDIO))
     assert module.ground(torch.randn(2, grid[0] * grid[1], WIDTH), sound).shape == (2, WIDTH)
+
+
+def test_what_experts_copy_is_there():
+    module = head()
+    parts = [module.get_submodule(name) for name in module.fusion]
+    assert [type(part) for part in parts] == [nn.Sequential, nn.Sequential, nn.Linear]

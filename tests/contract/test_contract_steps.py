@@ -94,9 +94,9 @@ def test_prediction_sees_no_targets_and_no_hidden_experience(user, folder):
     toy, seen_batches = USERS[user], []
 
     class Spy(toy.method):
-        def predict(self, batch, trace=None, without=frozenset()):
+        def predict(self, batch, trace=None, without=frozenset(), slots=None):
             seen_batches.append(batch)
-            return super().predict(batch, trace, without)
+            return super().predict(batch, trace, without, slots)
 
     replace(toy, method=Spy).trainer(folder).run()
     hidden = toy.task_id == "hidden"
@@ -342,9 +342,9 @@ def test_hooks_and_evaluation_take_the_tasks_own_batch(folder):
     sizes = {}
 
     class Sized(Observes):
-        def predict(self, batch, trace=None, without=frozenset()):
+        def predict(self, batch, trace=None, without=frozenset(), slots=None):
             sizes.setdefault(batch.task, set()).add(len(batch))
-            return super().predict(batch, trace, without)
+            return super().predict(batch, trace, without, slots)
 
     training = PLAIN.training.model_copy(update={"epochs": 1, "tasks": {"labels": {"evaluation_batch": 1}}})
     trainer = replace(PLAIN, method=Sized, training=training).trainer(folder)

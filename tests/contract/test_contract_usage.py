@@ -35,10 +35,10 @@ class Watched(Finetune):
         super().__init__(*arguments)
         self.heard = []
 
-    def predict(self, batch, trace=None, without=frozenset()):
+    def predict(self, batch, trace=None, without=frozenset(), slots=None):
         if not without:  # an ablation tells nothing
             self.heard.append((batch.keys, trace is not None))
-        return super().predict(batch, trace, without)
+        return super().predict(batch, trace, without, slots)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,10 @@ from avcl_core.testing.check_towers import check_tower, sample_input
 from avcl_core.testing.toy_towers import clip, htsat, resnet, stir, swin
 from avcl_core.walk import Ctx, DualStream
 
-TOYS = {"swin": swin, "htsat": htsat, "clip": clip, "resnet": resnet}
+TOYS = {
+    "swin": swin, "htsat": htsat, "clip": clip, "resnet": resnet,
+    "beats": lambda: stir(shared_backbones.create("beats", size="tiny", pretrained=False)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", shared_backbones.names())
@@ -88,7 +91,7 @@ class Swap(nn.Module):
         return self.map(own)
 
 
-@pytest.mark.parametrize("name", ["swin", "htsat", "clip"])
+@pytest.mark.parametrize("name", ["swin", "htsat", "clip", "beats"])
 def test_mixed_slots_equal_separate_slots(name):
     torch.manual_seed(0)
     tower = TOYS[name]()

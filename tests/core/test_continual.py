@@ -193,3 +193,37 @@ def test_unknown_names_and_infinite_entries_are_refused():
 
 def test_every_definition_has_a_formula():
     assert set(NAMES) <= set(c.FORMULAS)
+
+
+AVQACL = [[0.9, N, N], [0.8, 0.7, N], [0.85, 0.6, 0.8]]
+
+
+def test_golden_matrix_of_avqacl_moe():
+    assert c.average(AVQACL) == pytest.approx(0.75)
+    assert c.forgetting_curve(AVQACL) == pytest.approx([0.1, 0.075])
+    found = {name: value(AVQACL, name) for name in NAMES}
+    assert found == pytest.approx(
+        {"FM": 0.075, "FM_clamped": 0.075, "FM_stage": 0.0875, "FM_first": 0.075, "BWT": -0.075, "BWT_step": -0.025}
+    )
+    assert (c.learning_accuracy(AVQACL), c.mean_average(AVQACL)) == pytest.approx((0.8, 0.8))
+
+
+def test_the_forgetting_curve_ends_in_fm_and_its_mean_is_fm_stage():
+    curve = c.forgetting_curve(GOLDEN)
+    assert curve.shape == (3,)
+    assert curve[-1] == pytest.approx(c.forgetting(GOLDEN, "FM"))
+    assert curve.mean() == pytest.approx(c.forgetting(GOLDEN, "FM_stage"))
+    with pytest.raises(ValueError, match=r"f\[t\] is undefined for T = 1"):
+        c.forgetting_curve([[50]])
+    with pytest.raises(ValueError, match=r"f\[t\] needs R\[2,1\], which is not evaluated"):
+        c.forgetting_curve([[1, N], [N, 2]])
+
+
+def test_the_micro_average_weighs_test_sets_by_their_size():
+    assert c.micro_average(SMALL, [1, 1, 2]) == pytest.approx((70 + 60 + 2 * 65) / 4)
+    assert c.micro_average(SMALL, [5, 5, 5]) == pytest.approx(c.average(SMALL))
+    for counts in ([1, 1], [1, 0, 1], [1, N, 1]):
+        with pytest.raises(ValueError, match="expected 3 positive numbers of samples"):
+            c.micro_average(SMALL, counts)
+    with pytest.raises(ValueError, match=r"micro average needs R\[2,1\]"):
+        c.micro_average([[1, N], [N, 2]], [1, 1])

@@ -206,7 +206,7 @@ def test_command_line(place: Path, file: Path, tmp_path: Path) -> None:
         (["--from", "avmoe", "--task", "ave", "--as", "x"], "--as"),
         (["--task", "ave"], "--task"),
         (["--to-native"], "--to-native"),
-        (["data.root=x"], "KEY=VALUE"),
+        (["data.root"], "KEY=VALUE"),
     ],
 )
 def test_command_line_refuses(file: Path, tmp_path: Path, arguments: list[str], says: str) -> None:

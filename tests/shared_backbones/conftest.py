@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ INPUTS: dict[str, Callable[[int], Tensor]] = {
     "htsat": lambda b: 0.3 * torch.randn(b, 32000),
     "clap": lambda b: 0.3 * torch.randn(b, 8000),
     "vggish": lambda b: 0.3 * torch.randn(b, 16000),
+    "beats": lambda b: 0.3 * torch.randn(b, 16000),
 }
 
 
@@ -58,3 +62,12 @@ def sample() -> Callable[..., Tensor]:
 @pytest.fixture
 def scrambled() -> Callable[..., None]:
     return scramble
+
+
+@pytest.fixture(scope="session")
+def direct() -> ModuleType:
+    """`direct_beats.py`, which lies beside the tests."""
+    spec = importlib.util.spec_from_file_location("direct_beats", Path(__file__).with_name("direct_beats.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

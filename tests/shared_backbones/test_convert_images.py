@@ -206,6 +206,6 @@ def test_layout_of_another_tower_is_refused(file):
     with pytest.raises(WeightsError, match=r"unknown name 'htsad'; did you mean 'htsat'\?"):
         load_converter("htsad")
     assert set(formats()) == {
-        "hf_clap", "hf_clip", "htsat", "laion_clap", "openai_clip", "pvt_v2", "swin_v2", "torchvision_resnet",
-        "torchvision_resnet50", "vggish", "vggish_pca",
+        "beats", "hf_clap", "hf_clip", "htsat", "laion_clap", "openai_clip", "pvt_v2", "swin_v2", "torchvision_resnet",
+        "torchvision_resnet50", "uni_moe_audio", "vggish", "vggish_pca",
     }  # fmt: skip

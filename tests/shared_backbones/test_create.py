@@ -23,7 +23,7 @@ def test_importing_and_listing_is_light():
 
 
 def test_names():
-    assert {"swin_v2", "clip_vit", "htsat", "clap", "pvt_v2", "resnet18", "resnet50", "vggish"} <= set(names())
+    assert {"swin_v2", "clip_vit", "htsat", "clap", "pvt_v2", "resnet18", "resnet50", "vggish", "beats"} <= set(names())
     assert names() == sorted(names())
 
 
@@ -84,7 +84,9 @@ def test_tiny_without_embedded_weights_names_the_command(embedded):
         create("htsat", size="tiny")
 
 
-@pytest.mark.parametrize("name", ["clap", "clip_vit", "htsat", "pvt_v2", "resnet18", "resnet50", "swin_v2", "vggish"])
+@pytest.mark.parametrize(
+    "name", ["beats", "clap", "clip_vit", "htsat", "pvt_v2", "resnet18", "resnet50", "swin_v2", "vggish"]
+)
 def test_embedded_weights_come_back(name, embedded, tiny, sample):
     tower = tiny(name, seed=3)
     file = save_embedded(tower, embedded, {"command": "test", "seed": 3})

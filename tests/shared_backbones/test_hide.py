@@ -53,7 +53,7 @@ def test_a_mask_of_another_shape_or_type_is_refused(tiny):
             tower.embed(features, hide=hide)
 
 
-@pytest.mark.parametrize("name", ["swin_v2", "clip_vit", "resnet18", "resnet50", "pvt_v2", "vggish"])
+@pytest.mark.parametrize("name", ["swin_v2", "clip_vit", "resnet18", "resnet50", "pvt_v2", "vggish", "beats"])
 def test_other_towers_have_nothing_to_hide(tiny, sample, name):
     tower = tiny(name)
     features = tower.frontend(sample(name))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from shared_backbones.windows import from_windows, to_windows, window_attention
 
-ATTENTION = ["clap", "clip_vit", "htsat", "pvt_v2", "swin_v2"]
+ATTENTION = ["beats", "clap", "clip_vit", "htsat", "pvt_v2", "swin_v2"]
 
 
 def subs_of(tower, kind):
@@ -144,7 +144,10 @@ def test_swap_sits_between_the_norms(tiny):
         sub = subs_of(tower, "mlp")[0]
         x = tokens_of(tower, sub)
         out = tower.run(sub, x, {}, swap=swap)
-        if name == "swin_v2":  # the norm comes behind
+        if name == "beats":  # the norm comes with the sum
+            torch.testing.assert_close(seen[-1], x)
+            torch.testing.assert_close(out, 3 * x)
+        elif name == "swin_v2":  # the norm comes behind
             torch.testing.assert_close(seen[-1], x)
             torch.testing.assert_close(out, tower.blocks[sub.block].norm2(3 * x))
         else:  # the norm comes in front

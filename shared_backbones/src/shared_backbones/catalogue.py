@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,6 +63,10 @@ def entry_of(file: str) -> Entry:
 def verify(path: str | Path, entry: Entry | None = None) -> Verification:
     """Compare a file with its published digest; ``entry`` None: found by the file's name. WeightsError without the file."""
     path = Path(path)
+    if path.is_dir():
+        raise WeightsError(
+            f"{path}: a folder, of which no digest is published; converting it compares every key and shape"
+        )
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     entry = entry or entry_of(path.name)
@@ -71,24 +76,28 @@ def verify(path: str | Path, entry: Entry | None = None) -> Verification:
     return Verification(str(path), entry, path.stat().st_size, digest, status)
 
 
-def convert(src: str | Path, dst: str | Path, entry: Entry | None = None) -> Conversion:
-    """Convert a file in its authors' layout to safetensors, in a separate process; see `convert.convert_file`.
+def convert(
+    src: str | Path, dst: str | Path, entry: Entry | None = None, options: Mapping[str, str] | None = None
+) -> Conversion:
+    """Convert a file or folder in its authors' layout to safetensors, in a separate process; see `convert.convert_file`.
 
     ``entry`` None: found by the file's name, else the layout is recognised by its keys. With an entry, a digest that differs
-    from the published one is a WeightsError, and so is another tower or variant inside.
+    from the published one is a WeightsError, and so is another tower or variant inside. ``options`` are the converter's; of folders no
+    digests are published.
     """
     src = Path(src)
     if entry is None and [e.file for e in list_weights()].count(src.name) == 1:
         entry = entry_of(src.name)
-    if entry is None:
-        return convert_file(src, dst)
+    if entry is None or src.is_dir():
+        named = (entry.converter, entry.tower) if entry else (None, None)
+        return convert_file(src, dst, *named, options=options)
     check = verify(src, entry)
     if check.status == "mismatch":
         published = entry.sha256 or f"{entry.sha256_prefix}…"
         raise WeightsError(
             f"{src}: sha256 {check.sha256}; published is {published}, so fetch it again from {entry.source}"
         )
-    done = convert_file(src, dst, entry.converter, entry.tower)
+    done = convert_file(src, dst, entry.converter, entry.tower, options)
     if done.variant != entry.variant:
         Path(done.file).unlink()
         raise WeightsError(f"{src}: holds variant {done.variant!r}; the catalogue expects {entry.variant!r}")

@@ -150,7 +150,8 @@ class HtsAt(Tower):
 
     def mlp(self, sub: Sub) -> Swap:
         block = self.blocks[sub.block]
-        return lambda normed: block.output(block.intermediate(normed))
+        # One module, as other towers have: it can be copied. The library's dropout behind it is 0.
+        return nn.Sequential(block.intermediate.dense, block.intermediate.intermediate_act_fn, block.output.dense)
 
     def _attention(self, block: ClapAudioLayer, sub: Sub, normed: Tensor, prefix: Prefix | None) -> Tensor:
         attn, window, shift = block.attention.self, int(block.window_size), int(block.shift_size)

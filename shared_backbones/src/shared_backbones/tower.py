@@ -43,13 +43,14 @@ class TowerInfo:
     number of leading tokens that lie on no grid; ``grid``: rows and columns of the final patch tokens; ``depths``: blocks
     per stage; ``joint_width``: width of the space shared with text, None where the tower has no text side; ``spectrogram``:
     the longest log-mel (frames, mels) whose entries `Tower.embed` can hide, None where it cannot; ``heads``: attention heads
-    per stage, none without attention.
+    per stage, none without attention; ``part_of``: the variant whose weights it loads, without those that it does not build; None
+    where it has weights of its own.
     """
 
     name: str
     size: str
     variant: str
-    modality: Literal["visual", "audio"]
+    modality: Literal["visual", "audio", "language"]
     width: int
     class_tokens: int
     grid: tuple[int, int]
@@ -62,13 +63,14 @@ class TowerInfo:
     joint_width: int | None = None
     spectrogram: tuple[int, int] | None = None
     heads: tuple[int, ...] = ()
+    part_of: str | None = None
 
 
 class Tower(nn.Module):
     """An encoder that is walked sublayer by sublayer; tokens are [B, N, C], row-major, class tokens first.
 
-    ``net`` is the library's module and holds every weight. The walk ``x, aux = embed(frontend(x))``, then ``x = x + run``
-    for attn and mlp, ``x = run`` for merge and stage, then ``final(x)`` equals the library's own forward.
+    ``net`` is the library's module and holds every weight. The walk ``x, aux = embed(frontend(x))``, then ``x = join(sub, x,
+    run(sub, x, aux))`` for every sublayer, then ``final(x)`` equals the library's own forward.
     """
 
     def __init__(self, info: TowerInfo, net: nn.Module, subs: tuple[Sub, ...]) -> None:
@@ -140,12 +142,19 @@ class Tower(nn.Module):
     ) -> Tensor:
         """One sublayer of the walk, [B, N, C] in and out.
 
-        attn and mlp return the residual branch with its norms, to be added by the caller; merge and stage return the new
-        tokens. ``prefix`` (attn only): rows for keys and for values, each [B, n, C] in token space, concatenated before the
+        attn and mlp return the residual branch with its norms, which `join` adds; merge and stage return the new tokens. ``prefix`` (attn only): rows for keys and for values, each [B, n, C] in token space, concatenated before the
         sequence in front of the frozen key and value projections. ``swap`` (mlp only): takes the MLP's place inside
         the sublayer, between the same norms.
         """
         raise NotImplementedError
+
+    def join(self, sub: Sub, tokens: Tensor, out: Tensor) -> Tensor:
+        """Tokens behind a sublayer, [B, N, C], from those in front of it and what `run` returned.
+
+        attn and mlp: their sum; a post-norm tower weighs and normalises here what pre-norm towers only add. merge and stage:
+        ``out``.
+        """
+        return tokens + out if sub.kind in ("attn", "mlp") else out
 
     def mlp(self, sub: Sub) -> Swap:
         """The MLP inside an mlp sublayer without its norms, [B, N, C] in and out: what ``swap`` replaces."""
@@ -167,8 +176,7 @@ class Tower(nn.Module):
             with torch.no_grad():
                 tokens, aux = self.embed(self.frontend(x))
                 for sub in self.subs:
-                    out = self.run(sub, tokens, aux)
-                    tokens = tokens + out if sub.kind in ("attn", "mlp") else out
+                    tokens = self.join(sub, tokens, self.run(sub, tokens, aux))
                 return self.final(tokens)
         finally:
             self.train(was_training)

@@ -1,4 +1,4 @@
-"""Text to token ids: byte level for the tiny towers, and the BPE vocabularies of CLIP and RoBERTa from local files."""
+"""Text to token ids: byte level for the tiny towers, and the vocabularies of CLIP, RoBERTa and LLaMA from local files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,29 @@ CLIP_MERGES = 49152 - 256 - 2  # of the merges in the published file, those that
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """``encode`` gives the ids of a text without special tokens; ``start``, ``end``, ``pad`` are theirs; ``size`` counts all."""
+    """``encode`` gives the ids of a text without special tokens; ``start``, ``end``, ``pad`` are theirs; ``size`` counts all.
+
+    ``decode`` is there where text is generated: ids without special tokens to a text.
+    """
 
     encode: Callable[[str], list[int]]
     start: int
     end: int
     pad: int
     size: int
+    decode: Callable[[Sequence[int]], str] | None = None
 
 
 def byte_vocabulary(start: int, end: int, pad: int) -> Vocabulary:
     """UTF-8 bytes of the lower-cased text as ids, after the special tokens' places are left free: 259 ids in all."""
     special = {start, end, pad}
     free = [i for i in range(256 + len(special)) if i not in special]
-    return Vocabulary(lambda text: [free[byte] for byte in text.lower().encode()], start, end, pad, 256 + len(special))
+    number = {index: byte for byte, index in enumerate(free)}
+    return Vocabulary(
+        lambda text: [free[byte] for byte in text.lower().encode()],
+        start, end, pad, 256 + len(special),
+        lambda ids: bytes(number[i] for i in ids if i in number).decode(errors="replace"),
+    )  # fmt: skip
 
 
 def stand_in_vocabulary(start: int, end: int, pad: int, size: int) -> Vocabulary:
@@ -73,6 +82,26 @@ def roberta_vocabulary(path: str | Path) -> Vocabulary:
     start, end, pad = (_special(vocab, token, path) for token in ("<s>", "</s>", "<pad>"))
     tokenizer = RobertaTokenizer(vocab=vocab, merges=merges)
     return Vocabulary(lambda text: tokenizer.encode(text, add_special_tokens=False), start, end, pad, len(vocab))
+
+
+def sentencepiece_vocabulary(path: str | Path) -> Vocabulary:
+    """LLaMA's vocabulary from ``tokenizer.model``, or from a folder that has it.
+
+    WeightsError where it is not there or is no SentencePiece model with a start, an end and an unknown token.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    file = Path(path) / "tokenizer.model" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise WeightsError(f"{file}: not found; the tokenizer of LLaMA is the file tokenizer.model of its release")
+    try:
+        model: Any = SentencePieceProcessor(model_file=str(file))
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"{file}: not a SentencePiece model ({error}); expected tokenizer.model") from None
+    start, end, unknown = model.bos_id(), model.eos_id(), model.unk_id()
+    if min(start, end, unknown) < 0:
+        raise WeightsError(f"{file}: no start, end or unknown token; expected the tokenizer the model was trained with")
+    return Vocabulary(model.encode, start, end, unknown, model.vocab_size(), lambda ids: model.decode(list(ids)))
 
 
 def absent(tower: str, expected: str) -> TowerError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared_backbones.convert import convert_file
 from shared_backbones.errors import WeightsError
+from shared_backbones.registry import build
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,13 +42,18 @@ def read_header(path: Path) -> dict[str, str] | None:
 
 def load_tensors(tower: Tower, tensors: dict[str, Tensor], origin: str) -> None:
     """Copy tensors into ``tower.net``; every name and shape must fit. WeightsError lists all that do not."""
+    import torch
+
     own = tower.net.state_dict()
     faults = compare(own, tensors)
     if faults:
         i = tower.info
         raise WeightsError(f"{origin}: does not fit tower {i.name} ({i.size}, {i.variant}): {'; '.join(faults)}")
-    # Half-precision storage is exact in float32, so loading is deterministic whatever the storage.
-    tower.net.load_state_dict(own | {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})
+    # Half-precision storage is exact in float32, so loading is deterministic whatever the storage. One tensor after the other: a
+    # language model's weights are not to be in memory twice.
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
 
 
 def compare(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
@@ -71,13 +77,17 @@ def fitting_file(info: TowerInfo, path: Path) -> Path:
 
     Raises WeightsError where the file is absent, damaged, or of another tower, size or variant.
     """
+    if path.is_dir():
+        raise WeightsError(
+            f"{path}: a folder; convert it once with `avcl weights convert {path} FILE.safetensors` and name that file"
+        )
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected weights of tower {info.name}")
     header = read_header(path)
     if header is None or "tower" not in header:
         path = converted(path, info.name)
         header = read_header(path) or {}
-    wanted = {"tower": info.name, "size": info.size, "variant": info.variant}
+    wanted = {"tower": info.name, "size": info.size, "variant": info.part_of or info.variant}
     for field, value in wanted.items():
         if header.get(field) != value:
             raise WeightsError(
@@ -87,10 +97,19 @@ def fitting_file(info: TowerInfo, path: Path) -> Path:
 
 
 def load_file_into(tower: Tower, path: Path) -> None:
-    """Load a converted file; every name and shape must fit. WeightsError lists all that do not."""
+    """Load a converted file; every name and shape must fit. WeightsError lists all that do not.
+
+    A tower that is a part of another variant takes its own tensors out of a file that must hold all of that variant's.
+    """
     from safetensors.torch import load_file
 
-    load_tensors(tower, load_file(path), str(path))
+    tensors, info = load_file(path), tower.info
+    if info.part_of is not None:
+        whole = build(info.name, info.size, {"variant": info.part_of}, device="meta").net.state_dict()
+        if faults := compare(whole, tensors):
+            raise WeightsError(f"{path}: does not fit tower {info.name} ({info.part_of}): {'; '.join(faults)}")
+        tensors = {name: tensors[name] for name in tower.net.state_dict() if name in tensors}
+    load_tensors(tower, tensors, str(path))
 
 
 def converted(source: Path, tower: str) -> Path:

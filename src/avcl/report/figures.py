@@ -18,7 +18,7 @@ from avcl_core.evaluation.record import Epoch, RunRecord, Step
 from avcl_core.evaluation.summary import Summary, TestSummary
 from avcl_core.evaluation.table import DASH, format_score
 
-_BLUES = LinearSegmentedColormap.from_list("score", ["#f3f7fb", "#9dc3e2", "#3d83bd", "#0b3c6b"])
+BLUES = LinearSegmentedColormap.from_list("score", ["#f3f7fb", "#9dc3e2", "#3d83bd", "#0b3c6b"])
 _MOST_POINTS = 400
 _INK_LUMINANCE = 0.012
 
@@ -66,7 +66,7 @@ def _matrix(summary: Summary) -> Figure:
         for y, row in enumerate(rows):
             value = test.values.get(row)
             share = None if value is None else above_control(value, test)
-            face = "#ffffff" if share is None else _BLUES(share)
+            face = "#ffffff" if share is None else BLUES(share)
             hatch = "////" if value is None else None
             axes.add_patch(
                 Rectangle((x + 0.03, y + 0.04), 0.94, 0.92, facecolor=face, edgecolor=RULE, hatch=hatch, lw=0.8)

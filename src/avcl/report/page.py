@@ -18,12 +18,15 @@ from avcl.report.features import run_features
 from avcl.report.figures import above_control, control_of, run_figures
 from avcl.report.order_figures import order_figure
 from avcl.report.robustness import run_robustness
+from avcl.report.routing import run_routing
+from avcl.report.routing_figures import routing_figures
 from avcl.report.style import inline
 from avcl.report.usage import run_usage
 from avcl.report.usage_figures import usage_figures
+from avcl_core.evaluation.ablation_names import slot_of
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import Summary, TestSummary, summarise
-from avcl_core.evaluation.table import ABLATIONS, PLAIN, format_score, signed
+from avcl_core.evaluation.table import PLAIN, about_ablations, format_score, signed
 
 if TYPE_CHECKING:
     from avcl.sweep_stream import StreamTables
@@ -61,6 +64,9 @@ def render_run(folder: Path, out: Path | None = None) -> Path:
     usage = run_usage(folder, summary)
     if usage is not None:
         figures |= usage_figures(usage)
+    routing = run_routing(folder, record, summary)
+    if routing is not None:
+        figures |= routing_figures(routing)
     robustness = run_robustness(folder)
     if robustness is not None and robustness.figure is not None:
         figures["robustness"] = robustness.figure
@@ -83,6 +89,7 @@ def render_run(folder: Path, out: Path | None = None) -> Path:
             examples=examples,
             features=features,
             robustness=robustness,
+            routing=routing,
             usage=usage,
             bars={test.name: _bar(test) for test in summary.tests},
             blocks=[_block(summary, test) for test in summary.tests],
@@ -90,7 +97,7 @@ def render_run(folder: Path, out: Path | None = None) -> Path:
             missing=_missing(summary),
             unreferenced=_unreferenced(summary),
             plain=PLAIN,
-            ablations=ABLATIONS if any(test.ablations for test in summary.tests) else "",
+            ablations=about_ablations([name for test in summary.tests for name in test.ablations]),
             totals=_totals(summary.parameters),
         )
     )
@@ -152,7 +159,8 @@ def _bar(test: TestSummary) -> dict[str, Any] | None:
 def _block(summary: Summary, test: TestSummary) -> dict[str, Any]:
     """All metrics of one test set: rows of the matrix across, metrics down, ablations and controls at the end."""
     cells = [(row, cell) for row in summary.rows if (cell := summary.matrix.cell(row, test.name)) is not None]
-    ablations, controls = summary.ablations.get(test.name, {}), summary.controls.get(test.name, {})
+    ablations = {n: v for n, v in summary.ablations.get(test.name, {}).items() if slot_of(n) is None}
+    controls = summary.controls.get(test.name, {})
     names = list(dict.fromkeys(name for _, cell in cells for name in cell.metrics))
     rows = []
     for name in names:

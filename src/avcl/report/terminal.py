@@ -9,8 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from avcl_core.evaluation.record import RunRecord
+from avcl_core.evaluation.routing_summary import summarise_routing
+from avcl_core.evaluation.routing_words import say_results
 from avcl_core.evaluation.summary import summarise
-from avcl_core.evaluation.table import ABLATIONS, DASH, format_score, signed
+from avcl_core.evaluation.table import DASH, about_ablations, format_score, signed
 
 if TYPE_CHECKING:
     from avcl.report.comparison import Comparison
@@ -49,7 +51,10 @@ def format_result_table(record: RunRecord) -> Table:
     reasons = dict.fromkeys(d.reason for d in summary.definitions if d.value is None)
     caption = ["; ".join(defined)] if defined else []
     caption += [f"{DASH}: {reason}" for reason in reasons]
-    caption += [ABLATIONS] if any(test.ablations for test in summary.tests) else []
+    routing = summarise_routing(record, {})
+    caption += [] if routing is None else [say_results(routing)]
+    others = {name for test in summary.tests for name in test.ablations}
+    caption += [about_ablations(others)] if others else []
     table.caption = _plain("\n".join(caption))
     table.caption_justify = "left"
     return table

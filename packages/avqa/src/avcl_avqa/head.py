@@ -61,6 +61,9 @@ class AnswerHead(nn.Module):
         ``match`` ``[b, 2, T, 2]``, only with negative frames: match logits of positive and negative frames.
     """
 
+    fusion = ("over_sound.feed_forward", "over_frames.feed_forward", "fuse")
+    """Parts of which experts for this head are copies (avqacl_moe.md 3.10)."""
+
     def __init__(self, spec: FeatureSpec, words: int, answers: int) -> None:
         super().__init__()
         width, audio = widths(spec)

@@ -59,6 +59,9 @@ class PatchHead(nn.Module):
         ConfigError: d is no multiple of the attention heads.
     """
 
+    fusion = ("over_sound.feed_forward", "over_patches.feed_forward", "fuse")
+    """Parts of which experts for this head are copies (avqacl_moe.md 3.10)."""
+
     def __init__(self, spec: FeatureSpec, words: int, answers: int) -> None:
         super().__init__()
         width, audio = (spec.stages[tower][-1].width for tower in ("visual", "audio"))

@@ -17,7 +17,7 @@ Arguments = Annotated[
 TestArguments = Annotated[
     list[str] | None, typer.Argument(metavar="RUN|KEY=VALUE", help="Run folder; or run=, checkpoint=, runs=, ….")
 ]
-TEST_KEYS = ("run", "checkpoint", "runs", "split", "modalities", "corruptions", "features")
+TEST_KEYS = ("run", "checkpoint", "runs")
 
 
 def task_app(task: str, extend: Callable[[typer.Typer], None] = lambda app: None) -> Callable[[], None]:
@@ -35,18 +35,7 @@ def task_app(task: str, extend: Callable[[typer.Typer], None] = lambda app: None
     )
     training_command(app, "train", task, "embedded", "Train on this task")
 
-    @app.command()
-    def test(arguments: TestArguments = None) -> None:
-        """Evaluate a run, by default the newest finished one.
-
-        RUN (or run=RUN) is a run folder, checkpoint=RUN/checkpoints/TAG one of its commits; runs=FOLDER is where to look.
-        split=val judges another split, modalities=visual|audio hides the other input, corruptions=standard or
-        corruptions=[missing:audio,audio_noise:10] writes a table of missing and corrupted modalities. features=true also
-        writes mean features, which the report maps. An option of the task (setting=…) asks for the newest run with it. A
-        package may add further keys.
-        """
-        _test(task, arguments or [])
-
+    test_command(app, "test", task, "Evaluate a run, by default the newest finished one")
     extend(app)
 
     def main() -> None:
@@ -55,13 +44,38 @@ def task_app(task: str, extend: Callable[[typer.Typer], None] = lambda app: None
     return main
 
 
+def test_command(app: typer.Typer, name: str, task: str, summary: str) -> None:
+    """Add a command that evaluates runs of ``task``."""
+
+    def test(arguments: TestArguments = None) -> None:
+        _test(task, arguments or [])
+
+    test.__doc__ = f"""{summary}.
+
+        RUN (or run=RUN) is a run folder, checkpoint=RUN/checkpoints/TAG one of its commits; runs=FOLDER is where to look.
+        split=val judges another split, modalities=visual|audio hides the other input, corruptions=standard or
+        corruptions=[missing:audio,audio_noise:10] writes a table of missing and corrupted modalities. features=true also
+        writes mean features, which the report maps. Where the experience is hidden, to=given tells it, to=EXPERIENCE sends every
+        sample to that one's expert, to=base to none, and reads=text,audio lets the router compare nothing else. An option of the task
+        (setting=…) asks for the newest run with it. A package may add further keys.
+        """
+    app.command(name=name)(test)
+
+
 def training_command(
-    app: typer.Typer, name: str, package: str, config: str, summary: str, task: str | None = None
+    app: typer.Typer,
+    name: str,
+    package: str,
+    config: str,
+    summary: str,
+    task: str | None = None,
+    then: Callable[[Path], None] = lambda run: None,
 ) -> None:
     """Add a command that trains a task of the package ``avcl_<package>``, with its ``config`` as default configuration.
 
     Args:
         task: which of the package's tasks; by default the one named as the package.
+        then: what is done with the run folder after training.
     """
     taught = task or package
 
@@ -76,6 +90,7 @@ def training_command(
             run = start(read(path, _full_keys(taught, overrides)), command_line(), shown)
         if run is not None:
             print((run / "results" / "table.md").read_text(encoding="utf-8"))
+            then(run)
 
     text = (
         f"{summary}; CONFIG is a file or a shipped name (default: {config}). Writes a run folder. "
@@ -96,7 +111,7 @@ def _full_keys(task: str, overrides: list[str]) -> list[str]:
 def _test(task: str, arguments: list[str]) -> None:
     """Evaluate the run that the arguments name, and write what they ask for."""
     from avcl_core.plugins import load
-    from avcl_core.running.asked import asked, choice, refuse_unknown
+    from avcl_core.running.asked import KEYS, asked, choice, refuse_unknown
     from avcl_core.running.launch import evaluate
     from avcl_core.running.robustness import evaluate_corrupted
     from avcl_core.running.tested import newest_run, write_evaluation
@@ -105,7 +120,7 @@ def _test(task: str, arguments: list[str]) -> None:
     exports, own = package.exports, tuple(package.options.model_fields)
     run, overrides = split_arguments(arguments)
     given = dict(text.split("=", 1) for text in overrides) | ({"run": run} if run else {})
-    refuse_unknown("test", given, (*TEST_KEYS, *exports, *own))
+    refuse_unknown("test", given, (*TEST_KEYS, *KEYS, *exports, *own))
     how = asked("test", given)
     wanted = [name for name in exports if choice("test", given, name, ("true", "false")) == "true"]
     if wanted and how.corruptions is not None:
@@ -120,7 +135,7 @@ def _test(task: str, arguments: list[str]) -> None:
         show_table(written)
         return
     with console() as shown:
-        found = evaluate(folder, tag, shown, how.split, how.modalities, how.features)
+        found = evaluate(folder, tag, shown, how.split, how.modalities, how.features, how.routing)
     if not found:
         return
     written = write_evaluation(folder, how.name(tag or "latest"), found, print)

@@ -30,6 +30,15 @@ class Features:
     similarity: Mapping[str, Tensor] = field(default_factory=dict)
     distinct: Distinct | None = None
 
+    def select(self, rows: Tensor) -> Features:
+        """Return the features of the samples ``rows``, without what samples have in common."""
+        return Features(
+            {name: value[rows] for name, value in self.final.items()},
+            {name: tuple(value[rows] for value in maps) for name, maps in self.stages.items()},
+            {name: value[rows] for name, value in self.plain.items()},
+            {name: value[rows] for name, value in self.similarity.items()},
+        )
+
 
 @dataclass(frozen=True)
 class Distinct:

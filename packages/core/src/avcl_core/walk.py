@@ -226,7 +226,8 @@ class DualStream:
         for name, subs in step.advance.items():
             for sub in subs:
                 if sub.kind == "merge":
-                    state[name] = self.towers[name].run(sub, state[name], aux[name])
+                    tower = self.towers[name]
+                    state[name] = tower.join(sub, state[name], tower.run(sub, state[name], aux[name]))
             for module in at(name, "input"):
                 state[name] = state[name] + module(state[name], self._other(name, state), ctx)
         added = list(residuals("entry"))
@@ -242,16 +243,16 @@ class DualStream:
     def _sublayer(self, name: str, sub: Sub, tokens: Tensor, aux, at, ctx: Ctx) -> Tensor:
         tower = self.towers[name]
         if sub.kind == "stage":
-            return tower.run(sub, tokens, aux)
+            return tower.join(sub, tokens, tower.run(sub, tokens, aux))
         if sub.kind == "attn":
             rows = [module(tokens, None, ctx) for module in at(name, "prefix")]
             prefix = (torch.cat([r[0] for r in rows], 1), torch.cat([r[1] for r in rows], 1)) if rows else None
-            return tokens + tower.run(sub, tokens, aux, prefix=prefix)
+            return tower.join(sub, tokens, tower.run(sub, tokens, aux, prefix=prefix))
         modules = at(name, "swap")
         if len(modules) > 1:
             raise ValueError(f"{name}, block {sub.block}: one module at most can replace an MLP, got {len(modules)}")
         swap = (lambda hidden: modules[0](hidden, None, ctx)) if modules else None
-        return tokens + tower.run(sub, tokens, aux, swap=swap)
+        return tower.join(sub, tokens, tower.run(sub, tokens, aux, swap=swap))
 
     def _other(self, name: str, state: Mapping[str, Tensor]) -> Tensor | None:
         for other, tokens in state.items():

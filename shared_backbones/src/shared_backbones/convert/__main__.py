@@ -16,12 +16,14 @@ def main() -> int:
     parser.add_argument("target", type=Path)
     parser.add_argument("--converter")
     parser.add_argument("--tower")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
+    options = {name: value for name, _, value in (text.partition("=") for text in args.option)}
     try:
-        print(as_json(convert_in_process(args.source, args.target, args.converter, args.tower)))
+        print(as_json(convert_in_process(args.source, args.target, args.converter, args.tower, options)))
     except (WeightsError, TowerError) as error:
         print(error, file=sys.stderr)
-        return WeightsError.exit_code
+        return error.exit_code
     return 0
 
 

@@ -33,21 +33,41 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError:
         pass
-    if zipfile.is_zipfile(path):
-        content = _read_zip(path)
-    else:
-        try:
-            with torch.serialization.safe_globals(_ARRAY_PARTS):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise WeightsError(f"{path}: neither safetensors nor a torch file of tensors ({reason})") from None
-    tensors = _named_tensors(content)
+    tensors = _named_tensors(_read_torch(path))
     if not tensors:
         raise WeightsError(
             f"{path}: no named tensors inside; expected a table of them, plain or under {' or '.join(NESTS)}"
         )
     return tensors
+
+
+def read_cfg(path: Path) -> dict[str, Any] | None:
+    """The plain values (numbers, text, truth values, None) of the table ``cfg`` that lies beside the tensors of a torch file.
+
+    None where there is no such table, as in every safetensors file. WeightsError as above.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt"):
+            return None
+    except SafetensorError:
+        content = _read_torch(path)
+    cfg = content.get("cfg") if isinstance(content, dict) else None
+    if not isinstance(cfg, dict):
+        return None
+    return {str(key): value for key, value in cfg.items() if isinstance(value, bool | int | float | str | None)}
+
+
+def _read_torch(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        return _read_zip(path)
+    try:
+        with torch.serialization.safe_globals(_ARRAY_PARTS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{path}: neither safetensors nor a torch file of tensors ({reason})") from None
 
 
 def _named_tensors(content: Any) -> dict[str, Tensor]:

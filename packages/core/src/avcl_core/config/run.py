@@ -102,7 +102,9 @@ class TowerOptions(Options):
         tokenizer: vocabulary of the text side, full size only: ``bpe_simple_vocab_16e6.txt.gz`` for CLIP, a folder with
             vocab.json and merges.txt for CLAP. With random weights a stand-in takes its place.
         random: full size with random weights, to measure speed and memory.
-        tile: audio only: how often each second is repeated before the front end; ``clip``: as often as a clip has seconds.
+        tile: audio only: how often each second is repeated before the front end; ``clip``: as often as a clip has seconds; ``whole``:
+            not second by second, but a clip's sound in one piece, or in the fewest equal ones that the tower takes.
+        answer: language only: words of an answer that is learnt, its end among them; a longer one is an error.
     """
 
     name: str
@@ -111,7 +113,8 @@ class TowerOptions(Options):
     checkpoint: Path | None = None
     tokenizer: Path | None = None
     random: bool = False
-    tile: PositiveInt | Literal["clip"] = 1
+    tile: PositiveInt | Literal["clip", "whole"] = 1
+    answer: PositiveInt = 32
 
     @model_validator(mode="after")
     def _weights(self) -> TowerOptions:
@@ -126,7 +129,7 @@ class TowerOptions(Options):
         return self
 
 
-_TOWERS: dict[Literal["visual", "audio"], TowerOptions] = {
+_TOWERS: dict[Literal["visual", "audio", "language"], TowerOptions] = {
     "visual": TowerOptions(name="swin_v2"),
     "audio": TowerOptions(name="htsat"),
 }
@@ -166,7 +169,7 @@ class RunOptions(Options):
     stream: StreamOptions
     data: DataOptions = DataOptions()
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    towers: dict[Literal["visual", "audio"], TowerOptions] = Field(default_factory=lambda: _TOWERS)
+    towers: dict[Literal["visual", "audio", "language"], TowerOptions] = Field(default_factory=lambda: _TOWERS)
     model: dict[str, Any] = Field(default_factory=lambda: {"name": "residual_adapters"})
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "er"})
     training: TrainingOptions = TrainingOptions()

@@ -25,7 +25,9 @@ def read_clip(
     frames = wave = None
     try:
         if picture:
-            frames = read_frames(_place(clip, clip.picture, "frames"), clip.frame_rule, clip.seconds, frame_size)
+            frames = read_frames(
+                _place(clip, clip.picture, "frames"), clip.frame_rule, clip.shots or clip.seconds, frame_size
+            )
     except MediaError as error:
         problems.append(_of(clip, error.problem))
     try:
@@ -59,10 +61,9 @@ def open_clip(clip: ClipSource, *, rate: int, picture: bool = True, sound: bool 
                 probe(path, picture=True, sound=False)
             else:
                 count = len(files := list_frames(path))
-                if clip.frame_rule == "middle" and count < clip.seconds:
-                    raise broken(
-                        path, "frames", f"{count}", f"at least {clip.seconds}, one a second", "extract the frames again"
-                    )
+                needed = clip.shots or clip.seconds
+                if clip.frame_rule == "middle" and count < needed:
+                    raise broken(path, "frames", f"{count}", f"at least {needed}", "extract the frames again")
                 read_image(files[0])
     except MediaError as error:
         problems.append(_of(clip, error.problem))

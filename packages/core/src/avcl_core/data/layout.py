@@ -35,7 +35,8 @@ class ClipSource:
     Frames come from ``frames`` (a folder of numbered images) where given, else from ``video``; the sound from ``wave`` (.npy or
     .wav) where given, else from ``video``. ``frame_rule`` says which frame stands for each of ``seconds`` seconds: ``evenly``
     spaced over the clip or the ``middle`` of each second; ``sound_rule`` which seconds of a longer sound are taken: the first
-    ones (``start``) or ``evenly`` spaced ones that lie where the frames do.
+    ones (``start``) or ``evenly`` spaced ones that lie where the frames do. ``shots``: frames of the whole clip, by the same rule, where
+    they are not one a second.
     """
 
     id: str
@@ -46,6 +47,7 @@ class ClipSource:
     seconds: int = 10
     sound_rule: SoundRule = "start"
     extras: tuple[Extra, ...] = ()
+    shots: int | None = None
 
     @property
     def picture(self) -> Path | None:
@@ -73,11 +75,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class MediaFolders:
-    """Where a published data set keeps its media: for each kind, the folder names that occur, the usual one first."""
+    """Where a published data set keeps its media: for each kind, the folder names that occur, the usual one first.
+
+    ``suffix``: what some copies of the data set have behind the id in the names of media.
+    """
 
     videos: tuple[str, ...]
     frames: tuple[str, ...]
     waves: tuple[str, ...]
+    suffix: str = ""
 
 
 def find_clips(
@@ -88,7 +94,9 @@ def find_clips(
     A clip without media stays among the clips, so that preparation quarantines it by its id; if no clip has media, there are
     no clips, because there is nothing to prepare.
     """
-    videos, frames, waves = (_listing(base, names) for names in (folders.videos, folders.frames, folders.waves))
+    videos, frames, waves = (
+        _listing(base, names, folders.suffix) for names in (folders.videos, folders.frames, folders.waves)
+    )
     clips = [ClipSource(id, videos.get(id), frames.get(id), waves.get(id), frame_rule, seconds) for id in ids]
     lost = [clip.id for clip in clips if clip.picture is None or clip.sound is None]
     spare = sorted({*videos, *frames, *waves} - {clip.id for clip in clips})
@@ -107,9 +115,10 @@ def _media(base: Path, what: str, ids: list[str], expected: str, action: str, se
     return Problem(str(base), "", "media", f"{len(ids)} ids {what}: {named}", expected, action, severity)
 
 
-def _listing(base: Path, names: Iterable[str]) -> dict[str, Path]:
+def _listing(base: Path, names: Iterable[str], suffix: str) -> dict[str, Path]:
     """Return clip id → path in the first of the folders that exists."""
     folder = next((base / name for name in names if (base / name).is_dir()), None)
     if folder is None:
         return {}
-    return {path.name if path.is_dir() else path.stem: path for path in sorted(folder.iterdir()) if path.name[0] != "."}
+    paths = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
+    return {(path.name if path.is_dir() else path.stem).removesuffix(suffix): path for path in paths}

@@ -22,6 +22,7 @@ from avcl_core.data.layout import ClipSource, Layout
 from avcl_core.data.pool import Progress, run_jobs
 from avcl_core.data.prepared import FORMAT, INDEX, MANIFEST, SETTINGS, VERSION, Prepared
 from avcl_core.data.problems import QUARANTINE, Problem, write_problems
+from avcl_core.data.records import refuse_errors
 from avcl_core.errors import DataError
 
 SHARD = 64
@@ -81,6 +82,7 @@ def prepare(
 
 def _settings(layout: Layout, frame_size: int, rate: int) -> dict[str, Any]:
     if not layout.clips:
+        refuse_errors(layout.problems)
         raise DataError(f"{layout.name}: clips: found none; expected at least one; check the folder of the data set")
     repeated = sorted({clip.id for clip in layout.clips} & _repeats([clip.id for clip in layout.clips]))
     if repeated:

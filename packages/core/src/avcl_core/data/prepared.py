@@ -91,6 +91,11 @@ class Prepared:
         """sha256 of the clip's frames, wave and further arrays: part of the key of every cache."""
         return self._row(id)[2]
 
+    @property
+    def annotations(self) -> tuple[str, ...]:
+        """Names of the annotation files."""
+        return tuple(self._annotations)
+
     def annotation(self, name: str) -> Path:
         """The copy of an annotation file; DataError when the data set has none of this name."""
         if name not in self._annotations:

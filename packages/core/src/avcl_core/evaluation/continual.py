@@ -63,6 +63,11 @@ def _drop(R: NDArray[np.float64], i: int, k: int, definition: str) -> float:
     return max(_entry(R, t, i, definition) for t in range(i, k)) - _entry(R, k, i, definition)
 
 
+def _stage_drops(R: NDArray[np.float64], size: int, definition: str) -> NDArray[np.float64]:
+    """Mean drop over the experiences before k, for k = 2…T (1-based)."""
+    return np.array([float(np.mean([_drop(R, i, k, definition) for i in range(k)])) for k in range(1, size)])
+
+
 def average(R: ArrayLike) -> float:
     """Return A_T, the mean of the last row (i ≤ T). R: [T, T].
 
@@ -113,6 +118,36 @@ def retention(R: ArrayLike) -> NDArray[np.float64]:
     return np.divide(kept, learnt, out=np.full_like(kept, np.nan), where=learnt > 0)
 
 
+def micro_average(R: ArrayLike, counts: ArrayLike) -> float:
+    """Return the mean of the last row weighted by the sizes of the test sets: for a share of samples, its mean over all samples.
+
+    Args:
+        R: [T, T].
+        counts: [T] samples of each test set, positive.
+
+    Raises:
+        ValueError: an entry of the last row is NaN, R is not square, or a count is missing or not positive.
+    """
+    matrix, sizes = _square(R), np.asarray(counts, dtype=np.float64)
+    last = len(matrix) - 1
+    if sizes.shape != (len(matrix),) or not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise ValueError(f"micro average: counts {sizes.tolist()}, expected {len(matrix)} positive numbers of samples")
+    row = [_entry(matrix, last, i, "micro average") for i in range(len(matrix))]
+    return float(np.average(row, weights=sizes))
+
+
+def forgetting_curve(R: ArrayLike) -> NDArray[np.float64]:
+    """Return f[2] … f[T] ``[T − 1]``, f[k] being the mean over i < k of max_{i≤t<k} R[t,i] − R[k,i]; R [T, T], T ≥ 2.
+
+    f[T] is ``FM``, the mean of all is ``FM_stage``.
+
+    Raises:
+        ValueError: T = 1, R not square, or an entry with i ≤ t is NaN.
+    """
+    matrix = _square(R)
+    return _stage_drops(matrix, _several(matrix, "f[t]"), "f[t]")
+
+
 def forgetting(R: ArrayLike, definition: str = "FM") -> float:
     """Return the forgetting of R [T, T], T ≥ 2, in the unit of the metric; positive = forgotten.
 
@@ -136,7 +171,7 @@ def forgetting(R: ArrayLike, definition: str = "FM") -> float:
         padded = np.nan_to_num(np.tril(matrix), nan=0.0)
         drops = [float(np.max(padded[:, i])) - _entry(matrix, last, i, definition) for i in range(last)]
     elif definition == "FM_stage":
-        drops = [np.mean([_drop(matrix, i, k, definition) for i in range(k)]) for k in range(1, last + 1)]
+        drops = _stage_drops(matrix, last + 1, definition)
     elif definition == "FM_first":
         drops = [_entry(matrix, i, i, definition) - _entry(matrix, last, i, definition) for i in range(last)]
     else:

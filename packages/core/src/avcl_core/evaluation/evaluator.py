@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from avcl_core.batch import Batch
 from avcl_core.collective import Collective
 from avcl_core.evaluation.examples import COUNT, Example
+from avcl_core.evaluation.predicting import BatchByBatch, Choice, Listeners, Predictor, SlotBySlot
+from avcl_core.evaluation.routing_table import routing_table
 from avcl_core.evaluation.saved_features import FeatureMeans, SavedFeatures
 from avcl_core.evaluation.usage import Usage, UsageCounter, routing_accuracy
 from avcl_core.methods.base import Method
+from avcl_core.routing import CHOSEN
 from avcl_core.seeding import ordered
 from avcl_core.stream import Experience
 from avcl_core.task import Prediction, Task
-from avcl_core.trace import Trace
 from avcl_core.training.loader import Loader
-from avcl_core.walk import Place
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Evaluation:
     """Metrics of one split, with the predictions that they were computed from and some samples to look at.
 
     Where the experience is hidden and a model sends samples to one, ``metrics`` has the ``routing_accuracy`` in percent.
-    ``controls`` are trivial predictors; ``ablations`` the trained model itself without a kind of its modules, no yardstick.
+    ``controls`` are trivial predictors; ``ablations`` the trained model itself without a kind of its modules, or with its samples
+    sent elsewhere, no yardstick. ``choices`` says where each sample was sent, by models that tell.
     ``usage`` says how the model's experts were used; ``None`` where it has nothing to tell. ``features`` is there where asked for.
     """
 
@@ -36,6 +39,7 @@ class Evaluation:
     usage: Usage | None = None
     features: SavedFeatures | None = None
     ablations: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    choices: Mapping[str, Choice] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -48,6 +52,9 @@ class Evaluator:
         collective: ranks that share the work; each predicts its keys.
         check: called between batches; raises to stop.
         sizes: task → samples per forward pass, where it is not ``size``.
+
+    Attributes:
+        routing: how hidden samples are sent; by default as the model chooses.
     """
 
     def __init__(
@@ -61,38 +68,25 @@ class Evaluator:
     ) -> None:
         self.loader, self.hidden, self.size, self.collective, self.check = loader, hidden, size, collective, check
         self.sizes = dict(sizes or {})
+        self.routing = CHOSEN
         self._trivial: dict[str, float] = {}
+        self.by_batch = BatchByBatch(self._batches, hidden, collective, check)
+        self.by_slot = SlotBySlot(self._batches, hidden, collective, check, self._given)
 
-    def predict(
-        self,
-        method: Method,
-        experience: Experience,
-        split: str,
-        counter: UsageCounter | None = None,
-        means: FeatureMeans | None = None,
-        without: frozenset[Place] = frozenset(),
-    ) -> dict[str, Prediction]:
-        """Return key → decoded prediction for a split, in key order of the experience.
+    def _batches(self, experience: Experience, split: str, keys: Sequence[str]) -> Iterator[Batch]:
+        return self.loader.batches(experience, split, self.sizes.get(experience.task, self.size), keys)
 
-        ``counter`` and ``means`` take what this rank's traces heard; at the places ``without`` no module acts.
-        """
-        mine = experience.keys(split)[self.collective.rank :: self.collective.world]
-        found: dict[str, Prediction] = {}
-        for batch in self.loader.batches(experience, split, self.sizes.get(experience.task, self.size), mine):
-            self.check()
-            trace = Trace(means is not None) if counter is not None or means is not None else None
-            decoded = method.predict(batch.question(self.hidden), trace, without)
-            if counter is not None and trace is not None:
-                counter.add(trace, batch.keys)
-            if means is not None and trace is not None:
-                means.add(trace, batch.keys)
-            arrays = {name: value.cpu().numpy() for name, value in decoded.items()}
-            for row, key in enumerate(batch.keys):
-                found[key] = {name: value[row] for name, value in arrays.items()}
-        merged: dict[str, Prediction] = {}
-        for part in self.collective.join(found):
-            merged |= part
-        return {key: merged[key] for key in experience.keys(split)}
+    def _given(self) -> tuple[object, ...]:
+        corruption = self.loader.corruption
+        return self.loader.seen, None if corruption is None else corruption.text
+
+    def _predictor(self, method: Method) -> Predictor:
+        """The way that suits the model."""
+        return self.by_slot if method.model.separate else self.by_batch
+
+    def predict(self, method: Method, experience: Experience, split: str) -> dict[str, Prediction]:
+        """Return key → decoded prediction for a split, in key order of the experience."""
+        return self._predictor(method).predict(method, experience, split, self.routing, Listeners())[0]
 
     def evaluate(
         self,
@@ -107,7 +101,8 @@ class Evaluator:
 
         Args:
             features: whether to return the towers' mean final features beside the predictions.
-            ablate: whether to score the trained model without its prompts and without its adapters too.
+            ablate: whether the row is the last one, after which the trained model is also scored without its prompts and without
+                its adapters, or with each expert for all samples.
 
         Raises:
             RunError: features are asked of a model that tells none.
@@ -116,22 +111,25 @@ class Evaluator:
         groups = {key: task.groups(key, target) for key, target in targets.items()}
         counter = UsageCounter(groups)
         means = FeatureMeans(groups) if features else None
-        predictions = self.predict(method, experience, split, counter, means)
+        predictor = self._predictor(method)
+        predictions, choices = predictor.predict(method, experience, split, self.routing, Listeners(counter, means))
         controls = task.controls(self.loader.targets(experience, "train"), targets)
         if _vary(targets):  # where every sample has the same truth, dealing predictions out changes nothing
             controls["shuffled predictions"] = task.score(_dealt(predictions), targets)
-        ablations: dict[str, dict[str, float]] = {}
-        for name, places in method.model.removable().items() if ablate else ():
-            left = self.predict(method, experience, split, without=places)
-            ablations[f"without {name}"] = task.score(left, targets)
+        others = predictor.ablations(method, experience, split, self.routing, ablate)
+        ablations = {name: task.score(left, targets) for name, left in others}
         shown = ordered(predictions, "examples")[:COUNT]
         examples = task.examples(
             {key: predictions[key] for key in shown}, {key: targets[key] for key in shown}, task.dataset(split)
         )
         usage = counter.usage(self.collective)
+        own = method.model.slot(experience)
+        routed = routing_table(choices, own, task, predictions, targets)
+        if usage is not None and routed is not None:
+            usage["routing"] = routed
         saved = None if means is None else means.joined(list(predictions), self.collective)
-        metrics = {**task.score(predictions, targets), **routing_accuracy(usage, method.model.slot(experience))}
-        return Evaluation(metrics, controls, predictions, examples, usage, saved, ablations)
+        metrics = {**task.score(predictions, targets), **routing_accuracy(usage, own)}
+        return Evaluation(metrics, controls, predictions, examples, usage, saved, ablations, choices)
 
     def skill(self, task: Task, experience: Experience, metrics: Mapping[str, float]) -> float:
         """Return the primary metric as a skill score: 0 for the best trivial predictor of the selection split, 1 if perfect.

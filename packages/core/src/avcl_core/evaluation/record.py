@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from avcl_core.errors import ConfigError, IntegrityError
+from avcl_core.evaluation.ablation_names import EXPERIENCE_GIVEN
 from avcl_core.evaluation.matrix import START, ResultMatrix
 from avcl_core.stream import Stream
 
@@ -105,7 +106,8 @@ class RunRecord:
         method, model, seed: what was run.
         matrix: metrics of every test set after every row; its columns are the stream's test sets, in that order.
         controls: test set → name of a control → metrics.
-        ablations: test set → what the trained model of the last row was predicted without → metrics.
+        ablations: test set → what the trained model of the last row was predicted without, or with → metrics.
+        given: the same matrix with the experience told to the model, where it had to find it: what routing errors cost.
         oracles: test set → names of the controls that look at the test targets: bounds, not trivial predictors.
         samples: test set → number of evaluated samples.
         ideals: test set → value of a perfect primary metric.
@@ -128,6 +130,7 @@ class RunRecord:
     samples: dict[str, int] = field(default_factory=dict)
     ideals: dict[str, float] = field(default_factory=dict)
     oracles: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    given: ResultMatrix = field(default_factory=ResultMatrix)
     steps: tuple[Step, ...] = ()
     epochs: tuple[Epoch, ...] = ()
     owned: tuple[OwnedTensor, ...] = ()
@@ -181,18 +184,12 @@ class RunRecord:
         owned = _json(owned_file) if owned_file.exists() else []
         if not isinstance(owned, list):
             raise IntegrityError(f"{owned_file}: found {type(owned).__name__}, expected a list of tensors")
-        matrix, controls, ablations, samples, ideals, oracles = _results(run_folder / "results.jsonl", stream)
         return cls(
             stream=stream,
             method=run.method,
             model=run.model,
             seed=run.seed,
-            matrix=matrix,
-            controls=controls,
-            ablations=ablations,
-            samples=samples,
-            ideals=ideals,
-            oracles=oracles,
+            **_results(run_folder / "results.jsonl", stream),
             steps=tuple(steps.values()),
             epochs=tuple(epochs.values()),
             owned=tuple(_parse(OwnedTensor, row, f"{owned_file} entry {n}") for n, row in enumerate(owned)),
@@ -219,10 +216,9 @@ def _reference(name: str, run_folder: Path, place: str, stream: Stream, seed: in
     return Reference(found)
 
 
-def _results(
-    file: Path, stream: Stream
-) -> tuple[ResultMatrix, dict, dict, dict[str, int], dict[str, float], dict[str, tuple[str, ...]]]:
-    matrix = ResultMatrix([test.name for test in stream.tests])
+def _results(file: Path, stream: Stream) -> dict[str, Any]:
+    """Return the fields of a record that come from ``results.jsonl``."""
+    matrix, given = (ResultMatrix([test.name for test in stream.tests]) for _ in range(2))
     rows = (START, *(experience.name for experience in stream.experiences))
     task_of = {test.name: stream.experience(test.experience).task for test in stream.tests}
     controls: dict[str, dict[str, dict[str, float]]] = {}
@@ -250,10 +246,23 @@ def _results(
                 if line.primary not in metrics:
                     raise IntegrityError(f"{where}: {kind} {name!r} lacks the primary metric {line.primary!r}")
                 kept.setdefault(line.test, {})[name] = dict(metrics)
+        if EXPERIENCE_GIVEN in line.ablations:
+            try:
+                given.record(line.row, line.test, line.primary, line.ablations[EXPERIENCE_GIVEN])
+            except IntegrityError as error:
+                raise IntegrityError(f"{where}: {EXPERIENCE_GIVEN}: {error}") from error
         samples[line.test] = line.samples
         ideals[line.test] = line.ideal
         oracles[line.test] = tuple(line.oracles)
-    return matrix, controls, ablations, samples, ideals, oracles
+    return {
+        "matrix": matrix,
+        "given": given,
+        "controls": controls,
+        "ablations": ablations,
+        "samples": samples,
+        "ideals": ideals,
+        "oracles": oracles,
+    }
 
 
 def _text(file: Path) -> str:

@@ -7,14 +7,29 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from avcl_core.evaluation import continual
-from avcl_core.evaluation.matrix import START, ResultMatrix, encode_number
+from avcl_core.evaluation.ablation_names import EXPERIENCE_GIVEN, slot_of
+from avcl_core.evaluation.definitions import (
+    MIXED,
+    WHY,
+    Definition,
+    Setting,
+    Value,
+    definitions_of,
+    plain_means_of,
+    positions,
+    setting_of,
+)
+from avcl_core.evaluation.matrix import ResultMatrix, encode_number
 from avcl_core.evaluation.record import Reference, RunRecord
+from avcl_core.evaluation.routing_files import write_routing
+from avcl_core.evaluation.routing_markdown import routing_section
+from avcl_core.evaluation.routing_summary import summarise_routing
 from avcl_core.evaluation.table import write_table
+from avcl_core.evaluation.usage_file import read_usage, usage_file
 
 __all__ = [
     "Against",
@@ -28,28 +43,6 @@ __all__ = [
     "write_results",
 ]
 
-Setting = Literal["incremental", "joint", "separate", "partial"]
-"""How the run's rows relate to the experiences.
-
-``incremental``: every test set was evaluated after every experience from its own on. ``joint``: one session learnt all
-experiences, so there is only the last row. ``separate``: a new model per experience, so there is only the diagonal.
-``partial``: anything else, such as a run that is not finished.
-"""
-
-_WHY = {
-    "joint": "joint training is one session: there is no result right after each experience",
-    "separate": "a new model per experience carries nothing over: only R[i,i] exists",
-}
-_MIXED = "the test sets have different primary metrics, which are not averaged"
-
-
-@dataclass(frozen=True)
-class Value:
-    """A number, or ``None`` with the reason why there is none."""
-
-    value: float | None
-    reason: str = ""
-
 
 @dataclass(frozen=True)
 class TestSummary:
@@ -58,7 +51,8 @@ class TestSummary:
     Attributes:
         values: row → primary metric (NaN: undefined); rows where it was not evaluated are absent.
         controls: trivial predictor → primary metric; ``bounds``: predictor that knows the test targets → primary metric.
-        ablations: what the trained model of the last row was predicted without → primary metric; never something to beat.
+        ablations: what the trained model of the last row was predicted without → primary metric; never something to beat. One expert
+            for all samples is no part of it: there may be many, see :class:`avcl_core.evaluation.routing_summary.RoutingSummary`.
         learnt: R[i,i], right after its experience.
         final: the result after the last experience; with a model per experience, the one of its own model.
         best: max over i ≤ t < T of R[t,i]; ``drop``: best − R[T,i], its term of FM; ``retention``: R[T,i] / R[i,i].
@@ -80,16 +74,6 @@ class TestSummary:
     best: Value
     drop: Value
     retention: Value
-
-
-@dataclass(frozen=True)
-class Definition:
-    """One continual-learning definition over the whole stream, under its name, with its formula."""
-
-    name: str
-    formula: str
-    value: float | None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,7 +140,7 @@ class Summary:
 
 def summarise(record: RunRecord) -> Summary:
     """Summarise a run, finished or not. Nothing here fails on a missing entry: the reason stands in its place."""
-    setting = _setting(record)
+    setting = setting_of(record)
     tests = tuple(_test(record, name, setting) for name in record.matrix.columns)
     return Summary(
         stream=record.stream.name,
@@ -170,8 +154,8 @@ def summarise(record: RunRecord) -> Summary:
         experiences=record.experiences,
         rows=tuple(record.matrix.rows),
         tests=tests,
-        definitions=_definitions(record, setting),
-        plain_means=_plain_means(record, setting),
+        definitions=definitions_of(record, setting),
+        plain_means=plain_means_of(record, setting),
         retention=_mean([test.retention for test in tests if test.experience != record.experiences[-1]]),
         references={name: _against(tests, reference) for name, reference in record.references.items()},
         parameters=record.parameters(),
@@ -186,18 +170,25 @@ def summarise(record: RunRecord) -> Summary:
 def write_results(run_folder: Path) -> Summary:
     """Write ``results/matrix.csv``, ``results/summary.json`` and ``results/table.md`` of a run folder.
 
+    Where the model had to find its samples' experiences, also ``results/routing.csv`` and ``results/routing.json``.
     The bytes depend on the run's numbers alone, so a resumed run gives the same files as an uninterrupted one.
 
     Raises:
         IntegrityError: a file of the run folder is missing or malformed (see :meth:`RunRecord.load`).
     """
-    summary = summarise(RunRecord.load(run_folder))
+    record = RunRecord.load(run_folder)
+    summary = summarise(record)
+    routing = summarise_routing(record, read_usage(usage_file(Path(run_folder))))
     folder = Path(run_folder) / "results"
     folder.mkdir(exist_ok=True)
     summary.matrix.write_csv(folder / "matrix.csv")
     text = json.dumps(summary.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "summary.json").write_bytes((text + "\n").encode())
-    (folder / "table.md").write_bytes(write_table(summary).encode())
+    (folder / "table.md").write_bytes(
+        write_table(summary, [] if routing is None else routing_section(routing)).encode()
+    )
+    if routing is not None:
+        write_routing(routing, folder)
     return summary
 
 
@@ -215,37 +206,16 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _index(record: RunRecord) -> dict[str, int]:
-    return {name: index for index, name in enumerate(record.experiences)}
-
-
-def _setting(record: RunRecord) -> Setting:
-    """Read the setting off the cells, so that no method has to be asked what it is."""
-    names, matrix, index = record.experiences, record.matrix, _index(record)
-    position = {test.name: index[test.experience] for test in record.stream.tests}
-    rows = [row for row in matrix.rows if row != START]
-    due = [(row, test) for t, row in enumerate(names) for test, i in position.items() if i <= t]
-    if rows and all(matrix.cell(*cell) for cell in due):
-        return "incremental"
-    sessions = {step.session for step in record.steps}
-    if rows == [names[-1]] and len(sessions) <= 1 and all(matrix.cell(names[-1], test) for test in position):
-        return "joint"
-    cells = [(index[row], position[test]) for row in rows for test in position if matrix.cell(row, test)]
-    if len(rows) > 1 and all(t == i for t, i in cells):
-        return "separate"
-    return "partial"
-
-
 def _test(record: RunRecord, name: str, setting: Setting) -> TestSummary:
     matrix, names = record.matrix, record.experiences
     experience = next(test.experience for test in record.stream.tests if test.name == name)
-    own, last = _index(record)[experience], len(names) - 1
+    own, last = positions(record)[experience], len(names) - 1
     primary = matrix.primary(name)
 
     def result(t: int) -> Value:
         cell = matrix.cell(names[t], name)
         if cell is None:
-            return Value(None, _WHY.get(setting, f"not evaluated after {names[t]}"))
+            return Value(None, WHY.get(setting, f"not evaluated after {names[t]}"))
         return Value(cell.value) if math.isfinite(cell.value) else Value(None, f"{primary} undefined after {names[t]}")
 
     learnt, final = result(own), result(own if setting == "separate" else last)
@@ -258,6 +228,9 @@ def _test(record: RunRecord, name: str, setting: Setting) -> TestSummary:
         end = result(last)
         drop = _combine(best, end, lambda before, after: before - after)
         retention = _share(learnt, end, "R[i,i]")
+    others = {part: metrics[primary] for part, metrics in record.ablations.get(name, {}).items() if primary}
+    if final.value is None:
+        others.pop(EXPERIENCE_GIVEN, None)  # told after every row; beside the final score belongs the final one
     known = {control: metrics[primary] for control, metrics in record.controls.get(name, {}).items() if primary}
     oracles = record.oracles.get(name, ())
     return TestSummary(
@@ -269,7 +242,7 @@ def _test(record: RunRecord, name: str, setting: Setting) -> TestSummary:
         samples=record.samples.get(name, 0),
         values={row: matrix.value(row, name) for row in matrix.rows if matrix.cell(row, name)},
         controls={control: value for control, value in known.items() if control not in oracles},
-        ablations={part: metrics[primary] for part, metrics in record.ablations.get(name, {}).items() if primary},
+        ablations={part: value for part, value in others.items() if slot_of(part) is None},
         bounds={control: value for control, value in known.items() if control in oracles},
         learnt=learnt,
         final=final,
@@ -317,71 +290,5 @@ def _against(tests: Sequence[TestSummary], reference: Reference) -> Against:
         difference = _combine(value, test.final, lambda base, own: own - base)
         gaps.append(Gap(value, difference, _share(value, test.final, "the reference")))
     several = len({test.primary for test in tests}) > 1
-    mean = Value(None, _MIXED) if several else _mean([gap.difference for gap in gaps])
+    mean = Value(None, MIXED) if several else _mean([gap.difference for gap in gaps])
     return Against(tuple(gaps), mean, _mean([gap.ratio for gap in gaps]))
-
-
-def _definitions(record: RunRecord, setting: Setting) -> tuple[Definition, ...]:
-    """Every definition in order; each with its value or with the one reason that forbids it."""
-    names, matrix = record.experiences, record.matrix
-    judges = _judges(record)
-    if isinstance(judges, str):
-        return _computed(setting, np.full((len(names),) * 2, np.nan), np.full(len(names), np.nan), judges)
-    metrics = _metrics(record)
-    reason = f"the test sets have different primary metrics ({', '.join(metrics)}), which are not averaged"
-    start = np.array([matrix.value(START, test) for test in judges])
-    return _computed(setting, matrix.square(names, judges), start, reason if len(metrics) > 1 else "")
-
-
-def _plain_means(record: RunRecord, setting: Setting) -> tuple[Definition, ...]:
-    """The definitions over scores in percent of each test set's ideal, where metrics differ."""
-    judges = _judges(record)
-    if isinstance(judges, str) or len(_metrics(record)) < 2:
-        return ()
-    percent = np.array([100.0 / record.ideals.get(test, 100.0) for test in judges])
-    start = np.array([record.matrix.value(START, test) for test in judges])
-    return _computed(setting, record.matrix.square(record.experiences, judges) * percent, start * percent, "")
-
-
-def _metrics(record: RunRecord) -> list[str]:
-    found = (record.matrix.primary(test) for test in record.matrix.columns)
-    return list(dict.fromkeys(name for name in found if name))
-
-
-def _computed(setting: Setting, square: np.ndarray, start: np.ndarray, general: str) -> tuple[Definition, ...]:
-    """Compute every definition on R ``[T, T]`` and the row before the stream ``[T]``, unless ``general`` says why not."""
-    compute: dict[str, Callable[[], float]] = {
-        "A_T": lambda: continual.average(square),
-        "mean A": lambda: continual.mean_average(square),
-        "LA": lambda: continual.learning_accuracy(square),
-        **{name: (lambda name=name: continual.forgetting(square, name)) for name in continual.FORGETTING},
-        **{name: (lambda name=name: continual.backward_transfer(square, name)) for name in continual.BACKWARD_TRANSFER},
-        "FWT": lambda: continual.forward_transfer(square, start),
-    }
-    rows = []
-    for name, function in compute.items():
-        formula = continual.FORMULAS[name] + (", reference = row start" if name == "FWT" else "")
-        value, reason = None, general
-        # Zero padding would make FM_clamped a perfect 0 for a run that has only its last row.
-        if not reason and name == "FM_clamped" and len(square) > 1 and setting != "incremental":
-            reason = _WHY.get(setting, "not every entry with i ≤ t was evaluated")
-        if not reason:
-            try:
-                value = function()
-            except ValueError as error:
-                reason = _WHY.get(setting, str(error))
-                if len(square) == 1 and name not in ("A_T", "mean A", "LA"):
-                    reason = "forgetting and transfer need at least two experiences"
-        rows.append(Definition(name, formula, value, reason))
-    return tuple(rows)
-
-
-def _judges(record: RunRecord) -> list[str] | str:
-    """Return the one test set that judges each experience, or the reason why there is no square R."""
-    judges = []
-    for name in record.experiences:
-        own = [test.name for test in record.stream.tests if test.experience == name]
-        if len(own) != 1 and name not in own:
-            return f"experience {name} has {len(own)} test sets and none of its own name: R is not square"
-        judges.append(own[0] if len(own) == 1 else name)
-    return judges

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
+
+from avcl_core.evaluation.ablation_names import EXPERIENCE_GIVEN, WITHOUT_EXPERTS
 
 if TYPE_CHECKING:
     from avcl_core.evaluation.summary import Summary, Value
@@ -21,6 +23,8 @@ PLAIN = (
 )
 
 ABLATIONS = "Without prompts, without adapters: the trained model predicted without them, after the last row only; not controls."
+GIVEN = "Experience given: each sample is sent to the expert of its own experience, which the model is not told otherwise; no control."
+BASE = "Without experts: the frozen model alone, after the last row only; no control."
 
 
 def format_score(value: float | None, ideal: float) -> str:
@@ -88,8 +92,20 @@ def _references(summary: Summary, notes: _Footnotes) -> list[str]:
     return ["## Against the references", "", *markdown_table(header, [*body, row]), "", REFERENCES, ""]
 
 
-def write_table(summary: Summary) -> str:
-    """Return ``table.md``: results after each row, the test sets one by one, the definitions, parameters and notes."""
+def about_ablations(names: Collection[str]) -> str:
+    """Say what the ablations ``names`` are."""
+    said = [GIVEN] if EXPERIENCE_GIVEN in names else []
+    said += [BASE] if WITHOUT_EXPERTS in names else []
+    said += [ABLATIONS] if set(names) - {EXPERIENCE_GIVEN, WITHOUT_EXPERTS} else []
+    return " ".join(said)
+
+
+def write_table(summary: Summary, routing: Sequence[str] = ()) -> str:
+    """Return ``table.md``: results after each row, the test sets one by one, the definitions, parameters and notes.
+
+    Args:
+        routing: lines of a section about the routing of hidden experiences, where there is any.
+    """
     notes = _Footnotes()
     lines = [
         f"# {summary.stream} · {summary.method}",
@@ -112,7 +128,7 @@ def write_table(summary: Summary) -> str:
         body.append([f"*{control}*", *(format_score(test.controls.get(control), test.ideal) for test in tests)])
     lines += markdown_table(["after", *(f"{test.name} ({test.primary})" for test in tests)], body)
     lines += ["", "Rows in italics are trivial predictors. A dash is a test set that was not evaluated there.", ""]
-    lines += [ABLATIONS, ""] if ablations else []
+    lines += [about_ablations(ablations), ""] if ablations else []
     lines += ["## Test sets", ""]
     header = ["test set", "metric", "samples", "controls", "R[i,i]", "final", "best before", "drop", "retention"]
     body = []
@@ -157,7 +173,7 @@ def write_table(summary: Summary) -> str:
                 for d in summary.plain_means
             ],
         )
-    lines.append("")
+    lines += ["", *routing]
     if notes.reasons:
         lines += [f"[{number}] {reason}.  " for number, reason in enumerate(notes.reasons, start=1)] + [""]
     if summary.parameters:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from avcl_core.errors import IntegrityError
-from avcl_core.evaluation.usage import Usage
-from avcl_core.training.checkpoint import replace_text
 
-Entries = dict[str, dict[str, Usage]]
+Entries = dict[str, dict[str, dict[str, Any]]]
 
 
 class _Record(BaseModel):
@@ -62,8 +60,48 @@ class GroupUsage(_Record):
     total: dict[str, Told]
 
 
+class Part(_Record):
+    """Some samples of a test set and the primary metric over them; ``None`` where it is undefined or was not told."""
+
+    samples: int
+    score: float | None = None
+
+
+class Gaps(_Record):
+    """Histogram of the best score minus the second best, of right and of wrong choices."""
+
+    edges: list[float]
+    right: list[int]
+    wrong: list[int]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Gaps:
+        if not len(self.edges) - 1 == len(self.right) == len(self.wrong):
+            raise ValueError(
+                f"{len(self.edges)} edges, {len(self.right)} and {len(self.wrong)} counts; expected one edge more than counts"
+            )
+        return self
+
+
+class RoutingTable(_Record):
+    """Where the samples of a test set were sent.
+
+    Attributes:
+        own: the expert of their experience.
+        experts: expert → what was sent to it.
+        right, wrong: what was sent to ``own``, and everything else.
+        gap: how close the choices were, where there was a choice.
+    """
+
+    own: str
+    experts: dict[str, Part]
+    right: Part
+    wrong: Part
+    gap: Gaps | None = None
+
+
 class TestUsage(_Record):
-    """One entry of the file."""
+    """One entry of the file; ``routing`` is there where samples were sent to experts by scores."""
 
     __test__ = False
 
@@ -72,6 +110,7 @@ class TestUsage(_Record):
     agreement: list[Agreement]
     total: dict[str, Told]
     groups: dict[str, GroupUsage]
+    routing: RoutingTable | None = None
 
 
 def usage_file(folder: Path) -> Path:
@@ -79,14 +118,14 @@ def usage_file(folder: Path) -> Path:
     return folder / "results" / "expert_usage.json"
 
 
-def add_usage(path: Path, row: str, test: str, usage: Usage) -> None:
+def add_usage(path: Path, row: str, test: str, usage: Mapping[str, Any]) -> None:
     """Put one entry into the file, in place of one for the same row and test set.
 
     Raises:
         IntegrityError: the file is damaged.
     """
     entries = _read(path)
-    entries.setdefault(row, {})[test] = usage
+    entries.setdefault(row, {})[test] = dict(usage)
     _write(path, entries)
 
 
@@ -130,6 +169,8 @@ def _read(path: Path) -> Entries:
 
 def _write(path: Path, entries: Entries) -> None:
     """One line per site and per group: an indented list of numbers would fill a page each."""
+    from avcl_core.training.checkpoint import replace_text  # loads torch, which readers do without
+
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, _lines(entries, 4) + "\n")
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning_fabric import Fabric
 
 from avcl_core.collective import current
@@ -20,28 +15,23 @@ from avcl_core.config.load import Source, read
 from avcl_core.config.presets import find_config
 from avcl_core.config.run import RunOptions, load_run
 from avcl_core.errors import ConfigError, IntegrityError
-from avcl_core.evaluation.matrix import ResultMatrix
 from avcl_core.importing.adapters import Adapters, has_routers, infer, is_adapter
 from avcl_core.importing.foreign import Foreign, read_foreign
+from avcl_core.importing.imported_run import fresh, write_imported
 from avcl_core.importing.published import Published, published
 from avcl_core.importing.tensors import Trained, trained_tensors
 from avcl_core.importing.towers import differing, shape_of, tower_weights, write_tower
-from avcl_core.methods.base import Method
 from avcl_core.ownership import Owners
-from avcl_core.running.assemble import Assembly, assemble, notes
-from avcl_core.running.code import code_digest
-from avcl_core.running.folder import RunFolder
+from avcl_core.running.assemble import assemble, notes
 from avcl_core.running.origin import warm_notes
 from avcl_core.running.provide import Bar, silent
 from avcl_core.seeding import seed_step
-from avcl_core.training.checkpoint import Checkpoint, replace_text
 from avcl_core.training.position import Position
 
 FROM = ("avmoe",)
 """Families of checkpoints that are read."""
 RELEASED = {"audio_placement": "after_block", "imported": True}
 """Options under which the model computes what the released code computes (avmoe.md 3.2)."""
-STATUS = "imported"
 
 
 @dataclass(frozen=True)
@@ -106,7 +96,7 @@ def import_run(
     if options.stream.tasks != (about.task,):
         raise ConfigError(f"stream.tasks: {list(options.stream.tasks)}; an imported run has the one task {about.task}")
     foreign = read_foreign(file)
-    with _fresh(out):
+    with fresh(out):
         return _write(foreign, about, kind, options, given, out, to_native, command, bar)
 
 
@@ -143,7 +133,11 @@ def _write(
     done = Imported(
         str(out), str(foreign.file), foreign.sha256, model, towers, gates, (*trained.dropped, *dropped), to_native, said
     )
-    _folder(out, assembly, method, done, kind, marks, command)
+    imported = {"from": FROM[0], "task": kind, **asdict(done)}
+    read = {"source": done.source, "sha256": done.sha256}
+    # A native run has everything before it, so it can be trained on; another one has nothing left to do.
+    position = Position(phase="before" if done.native else "done")
+    write_imported(out, assembly, method, position, imported, read, said, command, marks)
     return done
 
 
@@ -184,6 +178,7 @@ def _towers(
     found: dict[str, Any] = {}
     dropped: tuple[str, ...] = ()
     for modality, tower in options.towers.items():
+        assert modality != "language"  # shape_of has refused it
         weights = tower_weights(foreign, modality, shapes[modality])
         dropped += weights.dropped
         if not weights.tensors:
@@ -218,65 +213,3 @@ def _notes(
         if key in foreign.tensors and len(foreign.tensors[key]) == rows:
             said.append(f"{key}: of {rows} rows those were kept that have an answer")
     return said
-
-
-@contextmanager
-def _fresh(out: Path) -> Iterator[None]:
-    """Make the folder; leave nothing of it where the block fails."""
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
-
-
-def _folder(
-    out: Path,
-    assembly: Assembly,
-    method: Method,
-    done: Imported,
-    kind: str,
-    marks: Mapping[str, str],
-    command: Sequence[str],
-) -> None:
-    """Write the run folder; ``run.json`` comes last, so that a folder that has it is complete."""
-    options, folder = assembly.options, RunFolder(out)
-    owners = Owners(method.model)
-    folder.write_json("stream.json", assembly.stream.to_json())
-    replace_text(out / "config.yaml", yaml.safe_dump(json.loads(options.model_dump_json()), sort_keys=False))
-    folder.ownership(owners.report())
-    # A native run has everything before it, so it can be trained on; another one has nothing left to do.
-    position = Position(phase="before" if done.native else "done")
-    state = {
-        "position": asdict(position),
-        "grown": sorted(experience.name for experience in assembly.sessions[0].experiences),
-        "matrix": ResultMatrix([test.name for test in assembly.stream.tests]).to_json(),
-        "best": {"skill": None, "epoch": -1},
-        "offsets": folder.offsets(),
-        "digests": dict(assembly.digests),
-    }
-    held = {row.name: row.owner for row in owners.rows.values()}
-    folder.store.commit(Checkpoint(owners.state(), held, method.state(), {}, {}, state), STATUS)
-    folder.event(STATUS, source=done.source, sha256=done.sha256)
-    record = {
-        "format": 1,
-        "status": STATUS,
-        "method": options.method["name"],
-        "model": options.model["name"],
-        "seed": options.seed,
-        "command": list(command),
-        "cwd": str(Path.cwd()),
-        "notes": list(done.notes),
-        "skipped": list(assembly.skipped),
-        "digests": dict(assembly.digests),
-        "init": {},
-        "test_selected": dict(marks),
-        "imported": {"from": FROM[0], "task": kind, **asdict(done)},
-        "libraries": {
-            name: version(name) for name in ("avcl-core", "torch", "timm", "transformers", "lightning-fabric")
-        },
-        "code": code_digest(),
-        "python": platform.python_version(),
-    }
-    folder.write_json("run.json", record)

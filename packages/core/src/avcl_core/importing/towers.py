@@ -42,8 +42,10 @@ class TowerWeights:
 
 def shape_of(modality: str, options: TowerOptions) -> Tower:
     """Return the configured tower with shapes only; IntegrityError if it is not the one of the published models."""
-    if options.name != NAMES[modality]:
-        raise IntegrityError(f"towers.{modality}.name: {options.name}; the published models have {NAMES[modality]}")
+    if options.name != NAMES.get(modality):
+        raise IntegrityError(
+            f"towers.{modality}.name: {options.name}; the published models have {NAMES.get(modality, 'no such tower')}"
+        )
     try:
         return build(options.name, options.size, {"variant": options.variant} if options.variant else {}, device="meta")
     except TowerError as error:

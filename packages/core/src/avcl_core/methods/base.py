@@ -15,6 +15,7 @@ from avcl_core.config.options import Options
 from avcl_core.models.base import Model
 from avcl_core.ownership import evaluation_mode, without_gradients
 from avcl_core.replay.memory import Exemplar
+from avcl_core.routing import Routes
 from avcl_core.stream import Experience, Session, Stream
 from avcl_core.task import Task
 from avcl_core.walk import Ctx, Place
@@ -146,23 +147,34 @@ class Method:
     def after_backward(self, update: Update) -> None:
         """Hook between backward and the optimiser step: gradient projections."""
 
-    def context(self, batch: Batch, training: bool) -> Ctx:
-        """Return a fresh context, routed by the model."""
+    def context(self, batch: Batch, training: bool, slots: tuple[str, ...] | None = None) -> Ctx:
+        """Return a fresh context with these slots, by default routed by the model."""
         gather = dict if batch.whole else self.collective.gather
-        return Ctx(self.model.route(batch), training=training, gather=gather)
+        return Ctx(slots or self.model.route(batch), training=training, gather=gather)
+
+    def routes(self, batch: Batch, reads: Sequence[str] = ()) -> Routes | None:
+        """Return where the model sends a batch without targets (:meth:`Model.routes`)."""
+        with without_gradients(self.model), evaluation_mode(self.model):
+            return self.model.routes(batch, reads)
 
     # ------------------------------------------------------------------ prediction and state
     def predict(
-        self, batch: Batch, trace: Trace | None = None, without: frozenset[Place] = frozenset()
+        self,
+        batch: Batch,
+        trace: Trace | None = None,
+        without: frozenset[Place] = frozenset(),
+        slots: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
         """Return decoded predictions for a batch without targets.
 
         Args:
             trace: hears what the model's modules tell.
             without: places at which no module acts, for an ablation (:meth:`Model.removable`).
+            slots: of the samples, where not the model routes them.
         """
         with without_gradients(self.model), evaluation_mode(self.model):
-            ctx = replace(self.context(batch, training=False), trace=trace, without=without)
+            routed = None if slots is None else tuple(slots)
+            ctx = replace(self.context(batch, training=False, slots=routed), trace=trace, without=without)
             return self.tasks[batch.task].decode(self.model.answer(batch, ctx))
 
     def state(self) -> dict[str, Any]:

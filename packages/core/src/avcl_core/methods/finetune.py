@@ -55,13 +55,17 @@ class Finetune(Method):
         self.sharing.finish(experience)
 
     def predict(
-        self, batch: Batch, trace: Trace | None = None, without: frozenset[Place] = frozenset()
+        self,
+        batch: Batch,
+        trace: Trace | None = None,
+        without: frozenset[Place] = frozenset(),
+        slots: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
         """Return decoded predictions, made with the tensors that the policy has for the batch's experience."""
         return with_tensors(
             self.model,
             self.sharing.tensors(batch.experience),
-            lambda: super(Finetune, self).predict(batch, trace, without),
+            lambda: super(Finetune, self).predict(batch, trace, without, slots),
         )
 
     def state(self) -> dict[str, Any]:

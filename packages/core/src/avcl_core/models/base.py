@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +16,7 @@ from avcl_core.errors import ConfigError
 from avcl_core.features import Features, FeatureSpec
 from avcl_core.models.kept import Kept
 from avcl_core.ownership import own
+from avcl_core.routing import Routes
 from avcl_core.sites import Bank, Settling
 from avcl_core.stream import Experience, Stream
 from avcl_core.task import Task
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from avcl_core.methods.base import Data
 
 
-_REMOVABLE: dict[str, frozenset[Place]] = {"prompts": frozenset({"prefix", "input"}), "adapters": frozenset({"add"})}
+_REMOVABLE: dict[str, frozenset[Place]] = {
+    "prompts": frozenset({"prefix", "input"}), "adapters": frozenset({"add"}), "experts": frozenset({"swap"})
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ class Model(nn.Module):
 
     Config: ClassVar[type[Options]] = Options
     requires: ClassVar[Requires] = Requires()
+    separate: ClassVar[bool] = False
+    """Whether a prediction depends on the sample and on :meth:`used` alone, whatever its batch and the other slots: then none is computed
+    twice, and samples are predicted slot by slot."""
 
     def __init__(self, towers: Mapping[str, Tower], tasks: Mapping[str, Task], options: Options) -> None:
         super().__init__()
@@ -217,6 +223,27 @@ class Model(nn.Module):
         if batch.experience is None:
             return None
         return (batch.experience,) * len(batch)
+
+    def routes(self, batch: Batch, reads: Sequence[str] = ()) -> Routes | None:
+        """Return where samples are sent and by which scores, or nothing for a model without slots.
+
+        Args:
+            reads: what is compared, where not all that the model is configured to.
+
+        Raises:
+            ConfigError: the model has no such choice.
+        """
+        if reads:
+            raise ConfigError(f"reads={','.join(reads)}: the router of this model always compares the same")
+        slots = self.route(batch)
+        return None if slots is None else Routes(slots, tuple(self.slots))
+
+    def used(self, slot: str, task: str) -> tuple[str, ...]:
+        """Return the owner patterns of what a slot predicts samples of a task with: its own, and the task's head.
+
+        Read where slots are :attr:`separate`: a prediction is known until one of these tensors changes.
+        """
+        return (f"task:{slot}", f"expert:{slot}", f"head:{task}")
 
     # ------------------------------------------------------------------ the forward call
     def enter(self, batch: Batch, ctx: Ctx) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]], int]:

@@ -11,7 +11,7 @@ from avcl_core.batch import Batch
 from avcl_core.config.options import Options
 from avcl_core.errors import ConfigError
 from avcl_core.features import Features
-from avcl_core.models.base import Model
+from avcl_core.models.base import Model, Requires
 from avcl_core.models.kept import Kept
 from avcl_core.task import Task
 from avcl_core.walk import Ctx, DualStream
@@ -39,6 +39,7 @@ class Frozen(Model):
     """
 
     Config = FrozenOptions
+    requires = Requires(task_id=("given", "hidden"))
     options: FrozenOptions
 
     def __init__(self, towers: Mapping[str, Tower], tasks: Mapping[str, Task], options: FrozenOptions) -> None:

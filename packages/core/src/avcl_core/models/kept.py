@@ -53,7 +53,7 @@ class Kept:
         """
         ((name, tower),) = walk.towers.items()
         kind = (name, name in walk.unnormed, stages)
-        final, *maps = self._parts(kind, tower, values, lambda rows: self._compute(walk, rows, stages))
+        final, *maps = self.parts(kind, tower, values, lambda rows: self._compute(walk, rows, stages))
         return Features({name: final}, {name: tuple(maps)})
 
     def joint(self, walk: DualStream, values: Tensor) -> Tensor:
@@ -68,13 +68,20 @@ class Kept:
             with torch.no_grad(), unmixed(rows):
                 return (F.normalize(tower.project(final), dim=-1),)
 
-        (found,) = self._parts((name, "joint"), tower, values, project)
+        (found,) = self.parts((name, "joint"), tower, values, project)
         return found
 
-    def _parts(
+    def parts(
         self, kind: tuple[Hashable, ...], tower: Tower, values: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:
-        """Return what ``compute`` makes of every row, from the memory where it is known."""
+        """Return what ``compute`` makes of every row, from the memory where it is known.
+
+        Args:
+            kind: what is computed, apart from the rows; the same kind is always computed alike.
+            tower: whose features they are.
+            values: ``[n, …]``.
+            compute: rows → tensors that begin with as many rows; called with rows of a fixed number.
+        """
         if values.is_meta:  # shapes only, to count with: no content by which to know a row again
             return compute(values)
         keys = [(*kind, content) for content in _contents(values)]

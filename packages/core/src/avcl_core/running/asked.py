@@ -1,4 +1,4 @@
-"""What a user may ask of an evaluation, as KEY=VALUE: another split, less to see, corruptions, features."""
+"""What a user may ask of an evaluation, as KEY=VALUE: another split, less to see, other routes, corruptions, features."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from avcl_core.config.run import modality_names
 from avcl_core.errors import ConfigError, nearest
+from avcl_core.routing import CHOSEN, Routing
 
-KEYS = ("split", "modalities", "corruptions", "features")
+KEYS = ("split", "modalities", "to", "reads", "corruptions", "features")
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,22 @@ class Asked:
         modalities: what prediction sees, if not what the run saw.
         corruptions: a list of corruptions as text.
         features: whether to write the towers' mean final features too.
+        routing: where hidden samples are sent, if not where the model sends them.
     """
 
     split: str | None = None
     modalities: tuple[str, ...] | None = None
     corruptions: str | None = None
     features: bool = False
+    routing: Routing = CHOSEN
 
     def name(self, first: str) -> str:
         """Return the name of the folder below ``evaluations`` that begins with ``first``."""
-        return "-".join(part for part in (first, self.split, "-".join(self.modalities or ())) if part)
+        sent = [
+            self.routing.to and f"to-{self.routing.to}",
+            self.routing.reads and f"reads-{'-'.join(self.routing.reads)}",
+        ]
+        return "-".join(part for part in (first, self.split, "-".join(self.modalities or ()), *sent) if part)
 
 
 def asked(command: str, given: Mapping[str, str]) -> Asked:
@@ -43,7 +50,15 @@ def asked(command: str, given: Mapping[str, str]) -> Asked:
         raise ConfigError(
             f"{command} features=true: is of one evaluation, corruptions= asks for several; give one of them"
         )
-    return Asked(split, None if modalities is None else tuple(modalities), given.get("corruptions"), features)
+    routing = Routing(
+        given.get("to"), tuple(name.strip() for name in given.get("reads", "").split(",") if name.strip())
+    )
+    if routing.to and routing.reads:
+        raise ConfigError(
+            f"{command} to={routing.to} reads=…: nothing is compared where the expert is named; give one of them"
+        )
+    seen = None if modalities is None else tuple(modalities)
+    return Asked(split, seen, given.get("corruptions"), features, routing)
 
 
 def choice(command: str, given: Mapping[str, str], key: str, values: tuple[str, ...]) -> str | None:

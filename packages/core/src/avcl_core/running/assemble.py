@@ -179,7 +179,8 @@ def inputs_of(
     if len(rates) > 1:
         raise ConfigError(f"stream.tasks: {list(tasks)} deliver audio at different rates {sorted(rates)}")
     tiles: dict[str, Tile] = {name: tower.tile for name, tower in options.towers.items()}
-    return make_inputs(towers, tiles, rates.pop() if rates else 0, cache)
+    answers = {name: tower.answer for name, tower in options.towers.items()}
+    return make_inputs(towers, tiles, rates.pop() if rates else 0, cache, answers)
 
 
 def _checked(bar: Bar, check: Callable[[], None]) -> Bar:

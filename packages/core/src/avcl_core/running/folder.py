@@ -82,12 +82,17 @@ class RunFolder:
     def result(self, record: Mapping[str, Any], evaluation: Evaluation, pack: Callable[[Any], Any]) -> None:
         """Append to ``results.jsonl``; write ``predictions/<row>/<test>.jsonl.gz``, one record per sample key, and examples.
 
+        Where a model tells whom it sent a sample to, the record has the ``expert`` and its ``scores``.
         ``results/examples/<test>.jsonl`` is that of the last row. ``results/expert_usage.json`` has an entry where the model tells
         how its experts were used.
         """
         target = self.path / "predictions" / _safe(record["row"]) / f"{_safe(record['test'])}.jsonl.gz"
         target.parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps({"key": key, **pack(value)}) for key, value in evaluation.predictions.items())
+        sent = {key: {"expert": choice.slot, "scores": choice.scores} for key, choice in evaluation.choices.items()}
+        lines = (
+            json.dumps(_encodable({"key": key, **pack(value), **sent.get(key, {})}))
+            for key, value in evaluation.predictions.items()
+        )
         staged = target.with_name(f".{target.name}.tmp")
         with staged.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed:
             for line in lines:

@@ -25,6 +25,7 @@ from avcl_core.evaluation.matrix import Cell, ResultMatrix
 from avcl_core.evaluation.record import RunRecord
 from avcl_core.evaluation.summary import write_results
 from avcl_core.ownership import digest_tensors
+from avcl_core.routing import CHOSEN, Routing
 from avcl_core.running.assemble import Assembly, assemble, describe, notes
 from avcl_core.running.code import code_digest
 from avcl_core.running.folder import RunFolder, Silent
@@ -242,6 +243,7 @@ def evaluate(
     split: str | None = None,
     modalities: Sequence[str] | None = None,
     features: bool = False,
+    routing: Routing = CHOSEN,
 ) -> dict[str, Tested]:
     """Evaluate a commit of a run (the latest by default) on the test sets of its session, without changing the run.
 
@@ -252,12 +254,15 @@ def evaluate(
         split: another split than that of the test sets.
         modalities: what prediction sees, if not what the run saw.
         features: whether to return the towers' mean final features too.
+        routing: where hidden samples are sent, if not where the model sends them.
 
     Returns:
         test set → what was found; nothing on ranks other than the first.
     """
     run = restore(path, tag, console, modalities)
-    matrix = RunRecord.load(path).matrix if split is None and modalities is None else None
+    run.trainer.evaluator.routing = routing
+    as_in_run = split is None and modalities is None and routing == CHOSEN
+    matrix = RunRecord.load(path).matrix if as_in_run else None
     found = {test.name: run.evaluate(test, split, matrix, features, run.last) for test in run.tests}
     return found if run.collective.rank == 0 else {}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from avcl_core.batch import Batch, Outputs
 from avcl_core.config.options import Options
@@ -122,6 +124,13 @@ def _answer(method: Method, batch: Batch) -> Outputs:
         return method.model.answer(batch, method.context(batch, training=False))
 
 
+def _rows(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Join outputs along the batch; texts are as wide as the longest of their batch, and filled up with zeros to that of all."""
+    if like.dtype == torch.uint8:
+        parts = [functional.pad(part, (0, like.shape[-1] - part.shape[-1])) for part in parts]
+    return torch.cat(list(parts))
+
+
 def _check_prediction(method: Method, batch: Batch, stream: Stream, who: str) -> None:
     model, hidden = method.model, stream.task_id == "hidden"
     model.eval()
@@ -135,7 +144,7 @@ def _check_prediction(method: Method, batch: Batch, stream: Stream, who: str) ->
     turned = {name: value[order] for name, value in _answer(method, question.select(order)).items()}
     require(largest_gap(found, turned) <= TOLERANCE, who, "the order of a batch must not change predictions")
     alone = [_answer(method, question.select([row])) for row in range(len(batch))]
-    joined = {name: torch.cat([part[name] for part in alone]) for name in found}
+    joined = {name: _rows([part[name] for part in alone], value) for name, value in found.items()}
     require(largest_gap(found, joined) <= TOLERANCE, who, "the size of a batch must not change predictions")
     if hidden:
         other = [e.name for e in stream.experiences if e.name != batch.experience]

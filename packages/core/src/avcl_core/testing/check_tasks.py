@@ -87,8 +87,9 @@ def _check_dataset(task: Task, experience: Experience, who: str) -> None:
     twice = [dataset.inputs(key, numpy_generator("check") if dataset.drawn else None) for _ in range(2)]
     same = twice[0].keys() == twice[1].keys() and all(np.array_equal(twice[0][n], twice[1][n]) for n in twice[0])
     require(same, who, "inputs must be a function of key and rng alone: the same call gave other values")
-    absent = [name for name in task.modalities if name not in twice[0]]
-    require(not absent, who, f"modalities declares {absent}, but the inputs lack them")
+    # A language tower reads and writes answers, which are targets.
+    absent = [name for name in task.modalities if name not in {**twice[0], **dataset.targets(key)}]
+    require(not absent, who, f"modalities declares {absent}, but neither inputs nor targets have them")
     require(dataset.digest(key) == dataset.digest(key), who, "digest must be a function of the key")
 
 

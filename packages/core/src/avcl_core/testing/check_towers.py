@@ -14,12 +14,14 @@ BATCH_TOLERANCE = 1e-4
 
 
 def sample_input(tower: Tower, count: int = 3) -> Tensor:
-    """Return random images ``[count, 3, H, W]`` or waveforms ``[count, samples]`` for the tower's front end."""
+    """Return random images ``[count, 3, H, W]``, waveforms ``[count, samples]`` or ids ``[count, L]`` for the tower's front end."""
     generator = torch.Generator().manual_seed(0)
     info = tower.info
     if info.modality == "visual":
         side = info.image_size or 32
         return torch.randn(count, 3, side, side, generator=generator)
+    if info.modality == "language":
+        return torch.randint(200, (count, info.grid[0] * info.grid[1]), generator=generator)
     samples = min(info.max_samples or 8000, info.sample_rate or 8000)
     return 0.3 * torch.randn(count, samples, generator=generator)
 
@@ -88,8 +90,7 @@ def _check_sublayers(tower: Tower, who: str, inputs: Tensor) -> None:
     require(blocks == list(range(len(blocks))), who, "blocks must be numbered from 0 through the whole tower")
     tokens, aux = tower.embed(tower.frontend(inputs))
     for sub in subs:
-        out = tower.run(sub, tokens, aux)
-        tokens = tokens + out if sub.kind in ("attn", "mlp") else out
+        tokens = tower.join(sub, tokens, tower.run(sub, tokens, aux))
         declared = sub.grid[0] * sub.grid[1] + info.class_tokens, sub.width
         require(
             tuple(tokens.shape[1:]) == declared,
@@ -122,4 +123,4 @@ def _check_swap(tower: Tower, who: str, inputs: Tensor) -> None:
                 who,
                 f"a prefix on the attention of block {sub.block} has no effect",
             )
-        tokens = tokens + out if sub.kind in ("attn", "mlp") else out
+        tokens = tower.join(sub, tokens, out)

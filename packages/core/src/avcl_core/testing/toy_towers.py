@@ -73,3 +73,11 @@ def _drawn(seed: int, make: Callable[[], Tower]) -> Tower:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return stir(make(), seed)
+
+
+def talking_towers() -> Mapping[str, Tower]:
+    """Return CLIP, BEATs and a language model in the sizes that are shipped as tiny, with random weights."""
+    from shared_backbones.registry import build
+
+    names = {"visual": "clip_vit", "audio": "beats", "language": "av_llama"}
+    return {name: _drawn(0, lambda tower=tower: build(tower, "tiny", {})) for name, tower in names.items()}

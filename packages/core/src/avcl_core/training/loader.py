@@ -66,7 +66,7 @@ class Loader:
     @property
     def seen(self) -> tuple[str, ...]:
         """The modalities that prediction sees: those of the towers that are not denied."""
-        return tuple(name for name in self.inputs if self.modalities is None or name in self.modalities)
+        return tuple(name for name in self.inputs if self.modalities is None or name in {*self.modalities, "language"})
 
     @contextmanager
     def corrupted(self, corruption: Corruption | None) -> Iterator[None]:
@@ -123,8 +123,9 @@ class Loader:
                     inputs[name] = transform(value, digest if known else None)
                 elif name not in task.modalities:
                     inputs[name] = torch.from_numpy(np.asarray(value))
+            # A target named after a tower is a text that its vocabulary reads; scores compare the text itself.
             targets = {
-                name: torch.from_numpy(np.asarray(value))
+                name: self.inputs[name](value, None) if name in self.inputs else torch.from_numpy(np.asarray(value))
                 for name, value in self._targets(request.experience, request.split, key).items()
             }
             rows.append((inputs, targets, {name: torch.from_numpy(value) for name, value in given.present.items()}))
