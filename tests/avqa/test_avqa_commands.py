@@ -34,18 +34,29 @@ def test_entry_points_name_the_two_packages():
 def test_configurations(path):
     overrides = next((given for name, given in NEEDS.items() if name in path.stem), [])
     options, parts = load_run(read(path, overrides))
-    stage = path.stem.startswith("ground")
-    assert options.stream.tasks == (("avqa_ground",) if stage else ("avqa",))
+    kind = next((kind for kind in ("ground", "open", "closed") if path.stem.startswith(kind)), None)
+    assert options.stream.tasks == ("avqa" if kind is None else f"avqa_{kind}",)
     assert list(parts.tasks) == list(options.stream.tasks)
-    if stage:
+    if kind == "ground":
         assert options.model["name"] == "frozen"
 
 
-def test_ground_is_a_command():
+def test_further_tasks_have_commands_of_their_own():
     app = typer.Typer()
-    cli._ground(app)
-    (command,) = app.registered_commands
-    assert command.name == "ground"
+    cli._extend(app)
+    names = [command.name for command in app.registered_commands]
+    assert names == ["ground", "train-all", "test-all", "train-closed", "test-closed", "experts"]
+
+
+@pytest.mark.parametrize(
+    ("script", "command"), [("train_all_tasks", "train-all"), ("eval_all_tasks", "test-all answers=true")]
+)
+def test_scripts_of_all_tasks_pass_everything_on(script, command):
+    path = PACKAGE / f"{script}.sh"
+    text = path.read_text()
+    assert f'--package avcl-avqa avqa {command} "$@"' in text
+    assert f"logs/{script}.log" in text
+    assert path.stat().st_mode & 0o111
 
 
 @pytest.mark.parametrize(("script", "command"), [("train", "train"), ("test", "test"), ("grounding", "ground")])

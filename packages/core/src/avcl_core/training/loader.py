@@ -16,7 +16,7 @@ from avcl_core.data.corruptions import Corrupted, Corruption
 from avcl_core.seeding import numpy_generator, ordered
 from avcl_core.stream import Experience
 from avcl_core.task import Task
-from avcl_core.training.inputs import Input
+from avcl_core.training.inputs import AnswerInput, Input
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,8 @@ class Loader:
                     inputs[name] = transform(value, digest if known else None)
                 elif name not in task.modalities:
                     inputs[name] = torch.from_numpy(np.asarray(value))
-            # A target named after a tower is a text that its vocabulary reads; scores compare the text itself.
             targets = {
-                name: self.inputs[name](value, None) if name in self.inputs else torch.from_numpy(np.asarray(value))
+                name: self._target(name, value)
                 for name, value in self._targets(request.experience, request.split, key).items()
             }
             rows.append((inputs, targets, {name: torch.from_numpy(value) for name, value in given.present.items()}))
@@ -144,6 +143,11 @@ class Loader:
             stored=dict(request.stored),
             media=media,
         )
+
+    def _target(self, name: str, value: np.ndarray) -> Tensor:
+        """A target as a batch has it: an answer is a text that a language tower's vocabulary reads; scores compare the text itself."""
+        reads = self.inputs.get(name)
+        return reads(value, None) if isinstance(reads, AnswerInput) else torch.from_numpy(np.asarray(value))
 
     def load(self, request: Request) -> Batch:
         """Load a batch onto the device."""
