@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from torchaudio.compliance import kaldi
 
 from shared_backbones.kaldi import KaldiFbank, KaldiOptions, mel_bank
 
@@ -17,8 +16,13 @@ def noise(samples, scale=0.3):
     return scale * torch.randn(samples, generator=torch.Generator().manual_seed(0))
 
 
+def reference():
+    """torchaudio's module; the encoders themselves do without it."""
+    return pytest.importorskip("torchaudio.compliance.kaldi")
+
+
 def oracle(wave):
-    return kaldi.fbank(wave[None].double() * 32768, num_mel_bins=128, sample_frequency=16000)
+    return reference().fbank(wave[None].double() * 32768, num_mel_bins=128, sample_frequency=16000)
 
 
 WAVES = {
@@ -40,7 +44,7 @@ def test_equals_torchaudio(name):
     assert found.dtype == torch.float32
     beside = name in ("3333.3 Hz", "7900 Hz")
     assert (found - expected).abs().max() < (2.5e-4 if beside else 1e-4)
-    bank = kaldi.get_mel_banks(128, 512, 16000.0, 20.0, 0.0, 100.0, -500.0, 1.0)
+    bank = reference().get_mel_banks(128, 512, 16000.0, 20.0, 0.0, 100.0, -500.0, 1.0)
     ours.bank[:256] = (bank[0] if isinstance(bank, tuple) else bank).T
     assert (ours(WAVES[name][None])[0] - expected).abs().max() < 1e-5
 
