@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from avcl_core.errors import ConfigError
+from avcl_core.errors import ConfigError, RunError
 from avcl_core.ownership import Owners
 from avcl_core.routing import BASE, Routing
+from avcl_core.running.asked import asked
 from avcl_core.testing.toy_run import differences, run_interrupted, run_straight
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -190,6 +191,21 @@ def test_an_evaluation_can_say_what_is_compared(finished):
     found = evaluator.evaluate(trainer.method, trainer.tasks["talks"], one, "test")
     evaluator.routing = Routing()
     assert found.metrics["routing_accuracy"] == 100
+
+
+def test_a_model_that_tells_no_features_says_so(finished):
+    _, trainer, _, _ = finished
+    with pytest.raises(RunError, match="tells no features"):
+        trainer.evaluator.evaluate(
+            trainer.method, trainer.tasks["talks"], trainer.stream.experience("talks0"), "test", features=True
+        )
+
+
+@pytest.mark.parametrize("key", ["to=talks1", "reads=text"])
+def test_corruptions_go_where_the_model_sends_them(key):
+    name, _, value = key.partition("=")
+    with pytest.raises(ConfigError, match="leave out to= and reads="):
+        asked("eval", {"corruptions": "standard", name: value})
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 from avcl_core.batch import Batch
 from avcl_core.collective import Collective
 from avcl_core.evaluation.examples import COUNT, Example
-from avcl_core.evaluation.predicting import BatchByBatch, Choice, Listeners, Predictor, SlotBySlot
+from avcl_core.evaluation.predicting import DEAF, BatchByBatch, Choice, Listeners, Predictor, SlotBySlot
 from avcl_core.evaluation.routing_table import routing_table
 from avcl_core.evaluation.saved_features import FeatureMeans, SavedFeatures
 from avcl_core.evaluation.usage import Usage, UsageCounter, routing_accuracy
@@ -86,7 +86,7 @@ class Evaluator:
 
     def predict(self, method: Method, experience: Experience, split: str) -> dict[str, Prediction]:
         """Return key → decoded prediction for a split, in key order of the experience."""
-        return self._predictor(method).predict(method, experience, split, self.routing, Listeners())[0]
+        return self._predictor(method).predict(method, experience, split, self.routing, DEAF)[0]
 
     def evaluate(
         self,

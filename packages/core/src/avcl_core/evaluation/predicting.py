@@ -60,6 +60,10 @@ class Listeners:
             self.means.add(trace, keys)
 
 
+DEAF = Listeners()
+"""Nobody listens."""
+
+
 class Predictor(Protocol):
     """A way to predict."""
 
@@ -118,7 +122,7 @@ class BatchByBatch:
     ) -> Iterator[tuple[str, Found]]:
         """Predict without each kind of modules that can be left out, after the last row."""
         for name, places in method.model.removable().items() if last else ():
-            yield f"without {name}", self.predict(method, experience, split, routing, Listeners(), places)[0]
+            yield f"without {name}", self.predict(method, experience, split, routing, DEAF, places)[0]
 
 
 class SlotBySlot:
@@ -150,9 +154,12 @@ class SlotBySlot:
         mine: dict[str, Choice] = {}
         for batch in self.batches(experience, split, _mine(experience, split, self.collective)):
             self.check()
-            mine |= self._choices(method, batch.question(self.hidden), experience, routing, listeners)
+            mine |= self._choices(
+                method, batch.question(self.hidden), experience, routing, Listeners(listeners.counter)
+            )
         choices = _joined(mine, experience, split, self.collective)
-        return self.of_slots(method, experience, split, {k: choice.slot for k, choice in choices.items()}), choices
+        slots = {key: choice.slot for key, choice in choices.items()}
+        return self.of_slots(method, experience, split, slots, Listeners(means=listeners.means)), choices
 
     def _choices(
         self, method: Method, question: Batch, experience: Experience, routing: Routing, listeners: Listeners
@@ -176,8 +183,18 @@ class SlotBySlot:
             for i, (key, slot) in enumerate(zip(question.keys, routes.slots, strict=True))
         }
 
-    def of_slots(self, method: Method, experience: Experience, split: str, slots: Mapping[str, str]) -> Found:
-        """Return what the slots ``slots`` (key → slot) predict, each pair of sample and slot computed once."""
+    def of_slots(
+        self,
+        method: Method,
+        experience: Experience,
+        split: str,
+        slots: Mapping[str, str],
+        listeners: Listeners = DEAF,
+    ) -> Found:
+        """Return what the slots ``slots`` (key → slot) predict, each pair of sample and slot computed once.
+
+        Where features are listened to, everything is predicted anew: a kept prediction tells none.
+        """
         versions = {slot: self._version(method, slot, experience.task) for slot in dict.fromkeys(slots.values())}
         place = (experience.name, split, self.given())
         mine = _mine(experience, split, self.collective)
@@ -185,11 +202,14 @@ class SlotBySlot:
         for slot, version in versions.items():
             lacking = [
                 key for key in mine
-                if slots[key] == slot and self._known.get((*place, key, slot), (None,))[0] != version
+                if slots[key] == slot
+                and (listeners.means is not None or self._known.get((*place, key, slot), (None,))[0] != version)
             ]  # fmt: skip
             for batch in self.batches(experience, split, lacking) if lacking else ():
                 self.check()
-                decoded = method.predict(batch.question(self.hidden), slots=(slot,) * len(batch))
+                trace = listeners.trace()
+                decoded = method.predict(batch.question(self.hidden), trace, slots=(slot,) * len(batch))
+                listeners.hear(trace, batch.keys)
                 for key, prediction in rows_of(decoded, batch.keys).items():
                     new[(*place, key, slot)] = (version, prediction)
         self._known |= new

@@ -57,6 +57,8 @@ def asked(command: str, given: Mapping[str, str]) -> Asked:
         raise ConfigError(
             f"{command} to={routing.to} reads=…: nothing is compared where the expert is named; give one of them"
         )
+    if routing != CHOSEN and "corruptions" in given:
+        raise ConfigError(f"{command} corruptions=…: samples go where the model sends them; leave out to= and reads=")
     seen = None if modalities is None else tuple(modalities)
     return Asked(split, seen, given.get("corruptions"), features, routing)
 
